@@ -56,7 +56,6 @@ MODELS = [
         " has no chat template; take data.prompts=text",
         make=pairs("a.jsonl"),
     ),
-    mistake("model.name=gpt2", "model.name must be left out with a tiny model; name one with model=hf"),
     mistake("model.reference=adapter_off", "model.reference=adapter_off needs an adapter; model.adapter is null"),
 ]
 RUNS = [

@@ -22,9 +22,7 @@ OPTIONS = [
     mistake(
         "loss=dpoo", "loss=dpoo: no such option; did you mean 'dpo'?", "accepted: bradley_terry, dpo, grpo", real=True
     ),
-    mistake("model=tinny", "model=tinny: no such option; did you mean 'tiny'?"),
     mistake("los=dpo", "los: no such key; did you mean 'loss'?"),
-    mistake("losses=dpo", "losses: no such key; did you mean 'loss'?"),
     mistake("loss.betta=1", "loss.betta: no such key; did you mean 'beta'?", "accepted under loss: average, beta"),
     mistake("trainer.max_step=3", "trainer.max_step: no such key; did you mean 'max_steps'?"),
     mistake("+data.shuffle=true", "data.shuffle: no such key", "accepted under data: batch_size, columns"),
@@ -37,9 +35,7 @@ OPTIONS = [
         "data.batch_size=4 data.micro_batch_size=8",
         "data.micro_batch_size must be at most data.batch_size, which is 4; got 8",
     ),
-    mistake("data.on_leak=ignore", "data.on_leak must be one of warn, drop, error; got 'ignore'"),
     mistake("data.soft=targett", "data.soft must be one of weight, target; got 'targett'; did you mean 'target'?"),
-    mistake("data.truncation=truncate", "data.truncation must be one of drop, truncate_completion"),
     mistake("-m loss=dpo,ipo", "sweeps (-m) are not built yet"),
     mistake("loss=dpo,ipo", "loss=dpo,ipo: one value at a time"),
     mistake("loss.beta=[1", "loss.beta=[1: cannot be read: ", "accepted: key=value"),

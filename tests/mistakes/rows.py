@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.mistakes.asking import both, mistake, pairs, rows, writes
 
 PAIR = {"prompt": "p", "chosen": "yes", "rejected": "no"}
+NO_PAIRS = "needs pairs (chosen and rejected), and data.train has none; it can be read as demonstrations, labels"
 LINE = json.dumps(PAIR)
 PACKED = gzip.compress("\n".join([LINE] * 50).encode())
 
@@ -84,14 +85,8 @@ ROWS = [
     table([PAIR, {**PAIR, "chosen": None}], "a.jsonl:2: column 'chosen' must be text, got null"),
     table([PAIR], "data.columns names 'better'", more=" data.columns={chosen:better}"),
     table([PAIR], "did you mean 'chosen'?", more=" data.columns={chosen:chosn}"),
-    table(
-        same(completion="a", label=1),
-        "needs pairs (chosen and rejected), and data.train has none; it can be read as demonstrations, labels",
-    ),
-    table(
-        same(completion="a"),
-        "needs pairs (chosen and rejected), and data.train has none; it can be read as demonstrations, labels",
-    ),
+    table(same(completion="a", label=1), NO_PAIRS),
+    table(same(completion="a"), NO_PAIRS),
     table(
         same(completion="a", label=0),
         "completions judged good, and data.train has none; it can be read as labels",
