@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+VERSION = 1  # a change in what the same row becomes must change it: prepared data are found by it
 Row = dict[str, Any]
 Adapted = Callable[[Row], Row | None]
 
@@ -42,7 +43,11 @@ def adapter_for(name: str) -> Adapter:
 
     A folder that ends in that name is a copy of it.
     """
-    return ADAPTERS.get("/".join(name.lower().split("/")[-2:]), Adapter())
+    return ADAPTERS.get(adapter_key(name), Adapter())
+
+
+def adapter_key(name: str) -> str:
+    return "/".join(name.lower().split("/")[-2:])
 
 
 def _declare(*names: str, row: Adapted, **more: Any) -> None:

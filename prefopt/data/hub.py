@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from prefopt.data.adapters import Adapter, adapter_for
+from prefopt.data.adapters import VERSION, Adapter, adapter_for, adapter_key
 from prefopt.data.examples import digest
 from prefopt.data.splits import SPLITS
 from prefopt.errors import RequestError, nearest
@@ -33,7 +33,10 @@ def hub_tables(settings: DataSettings) -> tuple[Tables, Callable[[], str]]:
     tables: Tables = {
         split: (f"{name} ({table.split})", _rows(name, table, adapter)) for split, table in chosen.items()
     }
-    return tables, lambda: digest(part for split, table in chosen.items() for part in (split, table._fingerprint))
+    # `datasets` knows the rows as published; the variants of a data set read the same ones each in its own way.
+    read = (str(VERSION), adapter_key(name))
+    held = [part for split, table in chosen.items() for part in (split, table._fingerprint)]
+    return tables, lambda: digest((*read, *held))
 
 
 def _titles(settings: DataSettings, adapter: Adapter, there: list[str]) -> dict[str, str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from prefopt.data.origins import open_origin
+from prefopt.data.prepare import Recipe, prepared
 from prefopt.errors import RequestError
+from tests.data.made import Characters
 from tests.data.test_prepare import settings
 
 PAIRS = [{"prompt": f"p{i}", "chosen": "yes", "rejected": "no"} for i in range(9)]
@@ -92,6 +94,23 @@ def test_a_subset_may_be_a_folder_and_a_variant_a_suffix(tmp_path: Path):
         for variant in ("", ":safer")
     }
     assert chosen == {"": {"a"}, ":safer": {"b"}}
+
+
+def test_variants_of_one_data_set_do_not_share_the_cache(tmp_path: Path):
+    """The same published rows, read by two judgements: other fingerprints, and other rows out of one cache."""
+    judged = [
+        {"prompt": f"p{i}", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1}
+        for i in range(9)
+    ]
+    name = published(tmp_path / "PKU-Alignment/PKU-SafeRLHF", train=judged)
+    fingerprints, chosen = set(), []
+    for variant in ("", ":safer"):
+        found = hub(name + variant, tmp_path).find(None)
+        fingerprints.add(found.fingerprint)
+        dataset = prepared(found.splits, found.fingerprint, Characters(), Recipe(100), tmp_path / "cache")
+        chosen.append({encoded.example.completions[0] for encoded in dataset.train})
+    assert len(fingerprints) == 2
+    assert chosen == [{"a"}, {"b"}]
 
 
 def test_another_revision_of_the_rows_has_another_fingerprint(tmp_path: Path):
