@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,8 +16,11 @@ USUAL = {"train": ("train",), "val": ("validation", "val", "dev", "valid"), "tes
 Tables = dict[str, tuple[str, Callable[[], Iterable[tuple[str, Any]]]]]
 
 
-def hub_tables(settings: DataSettings) -> tuple[Tables, Callable[[], str]]:
-    """Rows by split, adapted where the data set is a well-known one, and the hash of what they are."""
+def hub_tables(settings: DataSettings, left_out: Counter[str]) -> tuple[Tables, Callable[[], str]]:
+    """Rows by split, adapted where the data set is a well-known one, and the hash of what they are.
+
+    left_out: is told by split how many rows the adapter left out of the last pass over them.
+    """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
@@ -31,7 +35,8 @@ def hub_tables(settings: DataSettings) -> tuple[Tables, Callable[[], str]]:
         raise RequestError(f"data.name={name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     chosen = {split: found[title] for split, title in _titles(settings, adapter, list(found)).items()}
     tables: Tables = {
-        split: (f"{name} ({table.split})", _rows(name, table, adapter)) for split, table in chosen.items()
+        split: (f"{name} ({table.split})", _rows(name, split, table, adapter, left_out))
+        for split, table in chosen.items()
     }
     # `datasets` knows the rows as published; the variants of a data set read the same ones each in its own way.
     read = (str(VERSION), adapter_key(name))
@@ -56,15 +61,20 @@ def _titles(settings: DataSettings, adapter: Adapter, there: list[str]) -> dict[
     return titles
 
 
-def _rows(name: str, table: Any, adapter: Adapter) -> Callable[[], Iterator[tuple[str, Any]]]:
+def _rows(
+    name: str, split: str, table: Any, adapter: Adapter, left_out: Counter[str]
+) -> Callable[[], Iterator[tuple[str, Any]]]:
     def rows() -> Iterator[tuple[str, Any]]:
+        left_out[split] = 0
         for number, row in enumerate(table, 1):
             where = f"{name}:{table.split}:{number}"
             try:
                 adapted = adapter.row(row)
             except (KeyError, TypeError, ValueError) as error:
                 raise RequestError(f"{where}: no row of {name} as it was published: {error!r}") from error
-            if adapted is not None:
+            if adapted is None:
+                left_out[split] += 1
+            else:
                 yield where, adapted
 
     return rows

@@ -60,7 +60,8 @@ def open_origin(settings: DataSettings, cache: Path) -> Origin:
     if settings.kind == "hub":
         from prefopt.data.hub import hub_tables
 
-        return Recorded(settings, partial(hub_tables, settings), local=False)
+        left_out = Counter[str]()
+        return Recorded(settings, partial(hub_tables, settings, left_out), local=False, left_out=left_out)
     files = {name: path for name in SPLITS if (path := getattr(settings, name))}
     tables: Tables = {name: (path, partial(read_rows, path, f"data.{name}")) for name, path in files.items()}
     return Recorded(settings, lambda: (tables, partial(_bytes_hash, files)))
@@ -71,11 +72,12 @@ Tables = dict[str, tuple[str, Callable[[], Iterable[tuple[str, Any]]]]]  # by sp
 
 @dataclass(frozen=True)
 class Recorded:
-    """Tables of rows, by the split that they were given for."""
+    """Tables of rows, by the split that they were given for. left_out: by table, rows that never become examples."""
 
     settings: DataSettings
     open: Callable[[], tuple[Tables, Callable[[], str]]]  # the tables, and how to hash what they hold
     local: bool = True
+    left_out: Counter[str] = field(default_factory=Counter)
     _notes: dict[str, str] = field(default_factory=dict)
     _seen: dict[str, Counter[str]] = field(default_factory=dict)  # by table, why rows are of no use; "" for the others
     _kinds: set[str] = field(default_factory=set)
@@ -86,7 +88,7 @@ class Recorded:
 
     @cached_property
     def _splits(self) -> Splits:
-        return Splits(self._read, self.settings.held_out)
+        return Splits(self._read, self.settings.held_out, self.left_out.total)
 
     def _read(self) -> Iterator[tuple[str, Example]]:
         for name, (title, rows) in self._opened[0].items():

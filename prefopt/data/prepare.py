@@ -105,9 +105,12 @@ def _prepare(splits: Splits, encoder: Encoder, recipe: Recipe, folder: Path) -> 
             tallies[name].see(encoded, cut)
             hashes[name].update(f"{example.content()}\0".encode("utf-8", "surrogatepass"))
     reports = {name: tally.report() for name, tally in tallies.items()}
-    _check(reports, splits.rows, dropped)
+    if splits.left_out():
+        dropped["left_out_by_adapter"] = splits.left_out()
+    rows_in = splits.rows + splits.left_out()
+    _check(reports, rows_in, dropped)
     audit = {
-        "rows_in": splits.rows,
+        "rows_in": rows_in,
         "rows_kept": sum(report["rows"] for report in reports.values()),
         "dropped": dict(sorted(dropped.items())),
         "leaked_prompts": len(leaked),

@@ -18,11 +18,13 @@ class Splits:
     """Rows that come with the split they were given for; a split that has none is cut from another.
 
     `held_out` of the training prompts become val, half of the val prompts become test. A prompt's rows stay together,
-    and the cut depends on nothing but the prompts. read: all rows, in their order; called once per pass.
+    and the cut depends on nothing but the prompts. read: all rows, in their order; called once per pass. left_out: how
+    many further rows the last pass left out.
     """
 
     read: Callable[[], Iterable[tuple[str, Example]]]
     held_out: float
+    left_out: Callable[[], int] = lambda: 0
 
     def __iter__(self) -> Iterator[tuple[str, Example]]:
         """(split, example) of every row."""

@@ -113,6 +113,16 @@ def test_variants_of_one_data_set_do_not_share_the_cache(tmp_path: Path):
     assert chosen == [{"a"}, {"b"}]
 
 
+def test_rows_that_an_adapter_leaves_out_are_counted(tmp_path: Path):
+    """Once each, however often the rows are passed over."""
+    row = {"domain": "a_train", "human_ref_A": "yes", "human_ref_B": "no", "labels": 1}
+    rows = [{**row, "history": f"p{i}", "score_ratio": 3.0 if i % 3 else 1.5} for i in range(30)]
+    held = [{**row, "history": f"held {i}", "score_ratio": 1.0 + i} for i in range(6)]
+    found = hub(published(tmp_path / "stanfordnlp/SHP", train=rows, validation=held) + ":clear", tmp_path).find(None)
+    audit = prepared(found.splits, found.fingerprint, Characters(), Recipe(100), tmp_path / "cache").audit
+    assert (audit["rows_in"], audit["rows_kept"], audit["dropped"]) == (36, 25, {"left_out_by_adapter": 11})
+
+
 def test_another_revision_of_the_rows_has_another_fingerprint(tmp_path: Path):
     one = hub(published(tmp_path / "one", train=PAIRS), tmp_path).find(None)
     again = hub(str(tmp_path / "one"), tmp_path).find(None)
