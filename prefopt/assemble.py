@@ -69,6 +69,7 @@ def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
 
     found = origin.find(writer)
     renderer = build_renderer(settings, base)
+    base = replace(base, ends=renderer.end_ids)  # what ends the answers of the data ends those of every policy
     recipe = Recipe(settings.data.max_length, settings.data.truncation, settings.data.on_leak)
     dataset = replace(prepared(found.splits, found.fingerprint, renderer, recipe, cache), gold=found.gold)
     for note in found.notes:

@@ -14,8 +14,9 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig
 
 from prefopt import sample
 from prefopt.asked import SampleSettings
+from prefopt.assemble import build_module, prepare_parts
 from prefopt.chat import Shown
-from prefopt.config import INTERRUPTED, OK, WRONG, config_dir, read_keys
+from prefopt.config import INTERRUPTED, OK, WRONG, compose_request, config_dir, read_keys
 from prefopt.data.prompts import Prompt, read_prompts
 from prefopt.errors import RequestError
 from prefopt.finished import finished_run
@@ -140,6 +141,31 @@ def test_sampling_stops_at_every_end(made, tmp_path):
     assert {ids[-1] for ids in drawn} >= {7, made.end}
     run = open_run(finished_run(made.run))
     assert run.policy().end_ids == run.renderer.end_ids
+
+
+def test_training_stops_at_the_end_of_turn_too(made, tmp_path):
+    """The policy that trains and the base it is compared with end their answers as the data does."""
+    folders = [f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
+    asked = ["model=hf", f"model.name={made.chats}", "data=jsonl", f"data.train={pairs_file(tmp_path, 96)}", *folders]
+    request = compose_request(asked)
+    parts = prepare_parts(request)
+    assert parts.view.examples[0].completions[0][-1] == made.end
+    module = build_module(request, parts.base)
+    assert made.end in parts.renderer.end_ids == module.policy.end_ids
+    with module.base.policy(torch.device("cpu")) as base:
+        assert base.end_ids == parts.renderer.end_ids
+
+
+def test_a_reward_model_is_not_padded_with_the_end_of_turn(tmp_path):
+    """transformers reads the reward before the padding: there, the answer would lose its last token."""
+    base = saved_model(tmp_path / "base", seed=3)
+    words = tokenizer(19, pad_token="<end>")
+    words.add_tokens(["user", "assistant"], special_tokens=True)
+    words.chat_template = TEMPLATE
+    words.save_pretrained(base)
+    run = trained(tmp_path, "model=hf", f"model.name={base}", "loss=bradley_terry")
+    config = json.loads((run / "model/config.json").read_text())
+    assert config["pad_token_id"] not in (None, words.convert_tokens_to_ids("<end>"))
 
 
 def test_prompts_of_every_shape(tmp_path):

@@ -32,7 +32,7 @@ class Base:
     """The weights and the tokenizer a run starts from. Loading twice gives the same weights.
 
     name: a folder or hub name. quant: load it in 4 bits. adapter: the folder of an adapter that the run continues.
-    key: the setting that named it, for messages.
+    key: the setting that named it, for messages. ends: further tokens that end an answer, a chat template's.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Base:
     adapter: str | None = None
     trust_remote_code: bool = False
     key: str = "model.name"
+    ends: tuple[int, ...] = ()
     _hash: str = field(default="", init=False, repr=False)
 
     def causal(self, quantised: bool = True) -> PreTrainedModel:
@@ -89,13 +90,13 @@ class Base:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
 
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the tokenizer's, and what the model's generation settings add."""
+        """Tokens that end an answer: the tokenizer's, what the model's generation settings add, and `ends`."""
         try:
             settings = GenerationConfig.from_pretrained(self.name)
         except OSError:  # many models ship none
             settings = GenerationConfig.from_model_config(self.config())
         ends = settings.eos_token_id
-        found = [self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+        found = [self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends]), *self.ends]
         return tuple(dict.fromkeys(end for end in found if end is not None))
 
 
