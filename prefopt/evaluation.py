@@ -106,15 +106,21 @@ def sample_policy(
 def _log_ratios(
     policy: Policy, module: PreferenceModule, prompts: list[Tensor], answers: list[Tensor], batch_size: int
 ) -> np.ndarray:
-    """[n] Σ_t log π(y_t) - log π_base(y_t) of the policy's own answers, nats."""
+    """[n] Σ_t log π(y_t) - log π_base(y_t) of the policy's own answers, nats; of the policy that was sampled, which
+    has no dropout."""
     found = []
     starts = range(0, len(prompts), batch_size)
-    for i in track(starts, "KL of the answers", len(starts)):
-        some, said = prompts[i : i + batch_size], answers[i : i + batch_size]
-        batch = Batch.of("rollouts", some, said, list(range(len(some)))).to(policy.device)
-        scores = score(policy, batch)
-        gap = scores.logps - reference_logps(module.base, batch)
-        found.append(scores.total(gap).double().cpu())
+    was_training = policy.training
+    policy.eval()
+    try:
+        for i in track(starts, "KL of the answers", len(starts)):
+            some, said = prompts[i : i + batch_size], answers[i : i + batch_size]
+            batch = Batch.of("rollouts", some, said, list(range(len(some)))).to(policy.device)
+            scores = score(policy, batch)
+            gap = scores.logps - reference_logps(module.base, batch)
+            found.append(scores.total(gap).double().cpu())
+    finally:
+        policy.train(was_training)
     return torch.cat(found).numpy()
 
 

@@ -13,13 +13,14 @@ from prefopt.data.loader import Plan
 from prefopt.data.module import PreferenceData, held_out_loaders, micro_batches
 from prefopt.data.views import view
 from prefopt.errors import RequestError
-from prefopt.evaluation import read_held_out
+from prefopt.evaluation import _log_ratios, read_held_out
 from prefopt.models.policy import Policy
-from prefopt.models.reference import reference_logps
+from prefopt.models.reference import AdapterOff, reference_logps
 from prefopt.module import PreferenceModule
 from prefopt.objectives import create, get, names
 from prefopt.schedules import constant, cosine, linear, steps_of
 from prefopt.scoring import score
+from tests.models.test_reference import adapted, shake
 from tests.toy import keep_rmsnorm_exact, toy_examples, toy_module
 
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
@@ -57,6 +58,20 @@ def test_held_out_loss_is_the_loss_of_all_rows_at_once(loss):
     weight = pairs.columns["weight"].double()
     expected = float((((chosen > rejected).double() + 0.5 * (chosen == rejected)) * weight).sum() / weight.sum())
     assert found["accuracy"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_kl_is_of_the_policy_that_was_sampled():
+    """Scored without the adapter's dropout, twice the same; training goes on in training mode."""
+    policy = adapted()
+    shake(policy)
+    module = PreferenceModule(create("dpo"), policy, AdapterOff(policy), torch.optim.SGD, constant)
+    prompts, answers = ([torch.tensor([1, 5, 6]), torch.tensor([1, 8])] for _ in range(2))
+    policy.eval()
+    expected = _log_ratios(policy, module, prompts, answers, 2)
+    policy.train()
+    found = _log_ratios(policy, module, prompts, answers, 2)
+    assert found.tolist() == expected.tolist()
+    assert all(part.training for part in policy.modules())
 
 
 @pytest.mark.parametrize("micro", [8, 2])
