@@ -29,8 +29,8 @@ SCHEMA = 1
 PACKAGES = ("prefopt", "torch", "lightning", "transformers", "peft", "tokenizers", "hydra-core", "numpy")
 PLACES = ("run_dir", "cache_dir", "debug")  # where a run lies, not what it is
 KEYS = (
-    *("schema", "status", "command", "loss", "seed", "config_hash", "comparable_hash", "data_hash", "base_hash"),
-    *("model_hash", "row_order_hash", "resumed_at", "steps", "examples", "tokens", "train_seconds"),
+    *("schema", "status", "command", "loss", "seed", "config_hash", "comparable_hash", "data_hash", "tokens_hash"),
+    *("base_hash", "model_hash", "row_order_hash", "resumed_at", "steps", "examples", "tokens", "train_seconds"),
     *("pairs_per_second", "tokens_per_second", "peak_memory_bytes", "parameters", "trainable", "val", "test"),
     *("test_reference", "samples", "samples_reference", "world", "audit", "versions", "device", "git", "error"),
 )
@@ -185,13 +185,13 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def comparable_hash(config: dict[str, Any], data_hash: str, base_hash: str, steps: int) -> str:
+def comparable_hash(config: dict[str, Any], stands_on: dict[str, str], steps: int) -> str:
     """Of what must be equal for two runs to stand in one table: data, base, order, budget, evaluation. Not the seed:
-    seeds are what a comparison averages over."""
+    seeds are what a comparison averages over. stands_on: the hashes of the rows, of their ids and of the base."""
     data = config["data"]
     order = {key: data[key] for key in ("batch_size", "max_length")}
     shown = {key: value for key, value in config["evaluation"].items() if key != "batch_size"}
-    return config_hash([data_hash, base_hash, order, steps, shown])
+    return config_hash([stands_on, order, steps, shown])
 
 
 def versions() -> dict[str, str | None]:

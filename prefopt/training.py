@@ -129,7 +129,8 @@ def _run(request: Request, run: RunFolder) -> bool:
 
 def _identify(run: RunFolder, request: Request, parts: Parts, module: PreferenceModule) -> None:
     """What the run stands on; a resumed one must stand on the same."""
-    found = {"base_hash": parts.base.hash(), "data_hash": parts.dataset.data_hash}
+    dataset = parts.dataset
+    found = {"base_hash": parts.base.hash(), "data_hash": dataset.data_hash, "tokens_hash": dataset.tokens_hash}
     for name, value in found.items():
         if run.summary[name] not in (None, value):
             raise RequestError(f"run_dir={run.path}: {name} was {run.summary[name][:12]} and is now {value[:12]}")
@@ -137,8 +138,8 @@ def _identify(run: RunFolder, request: Request, parts: Parts, module: Preference
     run.save(
         **found,
         loss=request.objective.name,
-        comparable_hash=comparable_hash(run.config, found["data_hash"], found["base_hash"], parts.plan.steps),
-        audit=parts.dataset.audit,
+        comparable_hash=comparable_hash(run.config, found, parts.plan.steps),
+        audit=dataset.audit,
         parameters=module.policy.size(),
         trainable=sum(p.numel() for p in trainable.values()),
         device=str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu",

@@ -17,6 +17,7 @@ from prefopt.models.base import weights_hash
 from prefopt.run import KEYS, RunFolder
 from prefopt.training import train
 from tests.conftest import SMALL
+from tests.models.saved import pairs_file, saved_model
 
 CONF = Path(config_dir())
 CHOICES = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
@@ -200,6 +201,28 @@ def test_a_killed_evaluation_goes_on_from_the_end(small, tmp_path, monkeypatch):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("finished", 3)
     assert summary["train_seconds"] > 0
+
+
+def test_runs_compare_and_resume_on_the_same_tokens(tmp_path, monkeypatch, capsys):
+    """Methods on the same rows share a table; the same rows cut at the other end do not, and do not go on there."""
+    monkeypatch.setattr("prefopt.training.evaluate_split", _interrupt)
+    fixed = ["model=hf", f"model.name={saved_model(tmp_path / 'base')}", f"cache_dir={tmp_path / 'cache'}"]
+    fixed += ["data=jsonl", f"data.train={pairs_file(tmp_path)}", "data.max_length=8", "trainer.max_steps=1"]
+    asked = {
+        "dpo": ["loss=dpo", "data.truncation=truncate_completion"],
+        "kto": ["loss=kto", "data.truncation=truncate_completion"],
+        "left": ["loss=dpo", "data.truncation=truncate_prompt_left"],
+    }
+    found = {}
+    for name, more in asked.items():
+        assert train(compose_request([*fixed, *more, f"run_dir={tmp_path / name}"])) == INTERRUPTED
+        found[name] = json.loads((tmp_path / name / "summary.json").read_text())
+    assert found["dpo"]["data_hash"] == found["left"]["data_hash"]
+    assert found["dpo"]["tokens_hash"] == found["kto"]["tokens_hash"] != found["left"]["tokens_hash"]
+    assert found["dpo"]["comparable_hash"] == found["kto"]["comparable_hash"] != found["left"]["comparable_hash"]
+    (tmp_path / "dpo/summary.json").write_text(json.dumps({**found["dpo"], "tokens_hash": "0" * 64}))
+    assert train(compose_request([*fixed, *asked["dpo"], f"run_dir={tmp_path / 'dpo'}"])) == WRONG
+    assert "tokens_hash was 000000000000 and is now" in capsys.readouterr().err
 
 
 def _interrupt(*arguments):

@@ -21,7 +21,7 @@ from prefopt.errors import RequestError
 from prefopt.files import cached_folder, write_json
 from prefopt.progress import track
 
-VERSION = 1  # a change in what becomes of the same rows must change it: prepared data are found by it
+VERSION = 2  # a change in what becomes of the same rows must change it: prepared data are found by it
 
 
 class Encoder(Protocol):
@@ -53,13 +53,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Encoded splits, the audit of how they came about, and the hash of what they say."""
+    """Encoded splits, the audit of how they came about, and the hashes of what they say and of their ids."""
 
     train: Sequence[Encoded]
     val: Sequence[Encoded]
     test: Sequence[Encoded]
     audit: dict[str, Any]
     data_hash: str
+    tokens_hash: str
     gold: Callable[[str, str], float] | None = None
 
     def counts(self) -> dict[str, int]:
@@ -83,7 +84,7 @@ def prepared(splits: Splits, fingerprint: str, encoder: Encoder, recipe: Recipe,
     )
     found = json.loads((folder / "prepared.json").read_text("utf-8"))
     train, val, test = (Stored(folder / f"{name}.arrow") for name in SPLITS)
-    return Dataset(train, val, test, found["audit"], found["data_hash"])
+    return Dataset(train, val, test, found["audit"], found["data_hash"], found["tokens_hash"])
 
 
 def _prepare(splits: Splits, encoder: Encoder, recipe: Recipe, folder: Path) -> None:
@@ -92,7 +93,7 @@ def _prepare(splits: Splits, encoder: Encoder, recipe: Recipe, folder: Path) -> 
         splits.refuse_leaks()
     dropped: Counter[str] = Counter()
     tallies = {name: Tally() for name in SPLITS}
-    hashes = {name: hashlib.sha256() for name in SPLITS}
+    said, ids = ({name: hashlib.sha256() for name in SPLITS} for _ in range(2))
     with ExitStack() as stack:
         files = {name: stack.enter_context(writing(folder / f"{name}.arrow")) for name in SPLITS}
         for name, example in track(splits, "tokenising", splits.rows):
@@ -103,7 +104,8 @@ def _prepare(splits: Splits, encoder: Encoder, recipe: Recipe, folder: Path) -> 
                 continue
             files[name].write(encoded)
             tallies[name].see(encoded, cut)
-            hashes[name].update(f"{example.content()}\0".encode("utf-8", "surrogatepass"))
+            said[name].update(f"{example.content()}\0".encode("utf-8", "surrogatepass"))
+            ids[name].update(_ids(encoded))
     reports = {name: tally.report() for name, tally in tallies.items()}
     if splits.left_out():
         dropped["left_out_by_adapter"] = splits.left_out()
@@ -119,8 +121,14 @@ def _prepare(splits: Splits, encoder: Encoder, recipe: Recipe, folder: Path) -> 
         },
         "splits": reports,
     }
-    data_hash = digest(hashes[name].hexdigest() for name in SPLITS)
-    write_json(folder / "prepared.json", {"audit": audit, "data_hash": data_hash})
+    data_hash, tokens_hash = (digest(hashes[name].hexdigest() for name in SPLITS) for hashes in (said, ids))
+    write_json(folder / "prepared.json", {"audit": audit, "data_hash": data_hash, "tokens_hash": tokens_hash})
+
+
+def _ids(encoded: Encoded) -> bytes:
+    """A row's ids, with where each text ends: the same text is other ids under another template or truncation."""
+    texts = (encoded.prompt, *encoded.completions)
+    return np.concatenate(([len(texts), *map(len, texts)], *texts)).astype("<i8").tobytes()
 
 
 def _check(reports: dict[str, dict[str, Any]], rows: int, dropped: Counter[str]) -> None:

@@ -14,14 +14,14 @@ from hydra import compose, initialize_config_dir
 
 from prefopt.config import config_dir, read_settings
 from prefopt.data.containers import read_rows
-from prefopt.data.examples import Example
+from prefopt.data.examples import Encoded, Example
 from prefopt.data.origins import joined, open_origin
 from prefopt.data.prepare import Dataset, Recipe, admit, prepared
 from prefopt.data.shapes import examples_of
 from prefopt.data.splits import SPLITS, Splits
 from prefopt.errors import RequestError
 from prefopt.settings import DataSettings
-from tests.data.made import Characters, label, pair
+from tests.data.made import Characters, encode, label, pair
 
 Given = dict[str, list[Example]]
 
@@ -317,6 +317,27 @@ def test_the_hash_is_of_what_is_said_not_where(tmp_path: Path):
 def test_dropped_rows_are_not_in_the_hash():
     one, two = prepare(train=[pair("p")], **HELD), prepare(train=[pair("p"), pair("p", "", "no")], **HELD)
     assert one.data_hash == two.data_hash
+
+
+def test_the_hash_of_the_ids_follows_what_becomes_of_the_same_text(tmp_path: Path):
+    """Cut at either end, under another start, cut apart elsewhere: the rows say the same and are other tokens."""
+
+    class Other(Characters):
+        def encode(self, example: Example) -> Encoded:
+            row = encode(example)
+            return replace(row, prompt=row.prompt[:1], completions=(row.prompt[1:], *row.completions[1:]))
+
+        def key(self) -> str:
+            return "other"
+
+    given = {"train": [pair("prompt"), pair("q")], **HELD}
+    recipes = [Recipe(100), Recipe(8, "truncate_completion"), Recipe(8, "truncate_prompt_left"), Recipe(99)]
+    found = [prepared(splits_of(given, 0.1), "f", Characters(), recipe, tmp_path) for recipe in recipes]
+    found.append(prepared(splits_of(given, 0.1), "f", Other(), Recipe(100), tmp_path))
+    assert len({dataset.data_hash for dataset in found}) == 1
+    tokens = [dataset.tokens_hash for dataset in found]
+    assert tokens[0] == tokens[3]  # another limit, which cuts nothing
+    assert len(set(tokens)) == 4
 
 
 # ------------------------------------------------------------------------------------------- files as a source
