@@ -57,11 +57,20 @@ def finished_run(folder: str, key: str = "run") -> Finished:
     return run
 
 
+def run_of_model(name: str, key: str) -> Finished | None:
+    """The run whose model/ a name is: what it saved reads text as the run did. None where it is no run's."""
+    path = Path(name).expanduser().absolute()
+    held = path.name == "model" and (path.parent / "summary.json").is_file()
+    return finished_run(str(path.parent), key) if held else None
+
+
 def judging_run(name: str, key: str = "reward.name") -> Finished | None:
-    """The run that trained a reward model; None where the name is no run's, but perhaps another model's."""
-    if not (Path(name).expanduser() / "summary.json").is_file():
+    """The run that trained a reward model, by its folder or its model/; None where the name is no run's, but perhaps
+    another model's."""
+    is_run = (Path(name).expanduser() / "summary.json").is_file()
+    run = finished_run(name, key) if is_run else run_of_model(name, key)
+    if run is None:
         return None
-    run = finished_run(name, key)
     if not run.judges:
         raise RequestError(f"{key}={name}: this run trained loss={run.summary['loss']}, no reward model")
     return run

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.config import read_settings
 from prefopt.data.render import Renderer
 from prefopt.errors import RequestError
-from prefopt.finished import Finished, judging_run
+from prefopt.finished import Finished, judging_run, run_of_model
 from prefopt.models.adapter import adapter_file
 from prefopt.models.base import Base
 from prefopt.models.build import load_base
@@ -66,8 +66,12 @@ def open_run(run: Finished, base: str | None = None, dtype: str | None = None, c
 
 
 def open_model(name: str, dtype: str | None = None, trust: bool = False, chat: bool | None = None) -> Opened:
-    """A causal LM of transformers or an adapter of PEFT: a hub name or a folder. trust: run code that it brings."""
+    """A causal LM of transformers or an adapter of PEFT: a hub name or a folder, of which a run's model/ reads text as
+    the run did. trust: run code that it brings."""
     base = load_base(name, dtype or "float32", trust, "model.name")
+    run = run_of_model(name, "model.name")
+    if run is not None:
+        return Opened(base, _renderer(base, run_settings(run), chat))
     turns = bool(base.tokenizer.chat_template) if chat is None else chat
     return Opened(base, Renderer(base.tokenizer, base.end_ids(), chat=_checked(turns, base.tokenizer)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -166,6 +167,25 @@ def test_a_reward_model_is_not_padded_with_the_end_of_turn(tmp_path):
     run = trained(tmp_path, "model=hf", f"model.name={base}", "loss=bradley_terry")
     config = json.loads((run / "model/config.json").read_text())
     assert config["pad_token_id"] not in (None, words.convert_tokens_to_ids("<end>"))
+
+
+def test_a_runs_model_reads_text_as_the_run_does(made, tmp_path):
+    """RUN and RUN/model are one: a tokenizer that has a template does not make turns of what trained as plain text."""
+    named = ["model=hf", f"model.name={made.chats}", "data.prompts=text"]
+    (tmp_path / "rows").mkdir()
+    rows = f"data.train={pairs_file(tmp_path / 'rows', 96)}"
+    for loss in ("dpo", "bradley_terry"):
+        trained(tmp_path, *named, f"loss={loss}", rows, f"run_dir={tmp_path / loss}")
+    whole, inside = (open_judge(f"{tmp_path}/bradley_terry{end}") for end in ("", "/model"))
+    assert not inside.renderer.chat
+    assert judged(inside, "w3 w4", ["w5", "w6 w8"]) == judged(whole, "w3 w4", ["w5", "w6 w8"])
+    opened = open_model(f"{tmp_path}/dpo/model")
+    run = open_run(finished_run(f"{tmp_path}/dpo"))
+    assert not opened.renderer.chat
+    assert opened.renderer.prompt("w3").tolist() == run.renderer.prompt("w3").tolist()
+    assert open_model(f"{tmp_path}/dpo/model", chat=True).renderer.chat
+    shutil.copytree(tmp_path / "dpo/model", tmp_path / "elsewhere/model")
+    assert open_model(str(tmp_path / "elsewhere/model")).renderer.chat
 
 
 def test_prompts_of_every_shape(tmp_path):
