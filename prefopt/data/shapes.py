@@ -43,10 +43,14 @@ def examples_of(
     if first is None:
         raise RequestError(f"{title}: holds no rows")
     where, row = first
-    shape = _shape(_renamed(row, where, columns), where)
+    named = _renamed(row, where, columns)
+    shape = _shape(named, where)
     say(shape.name)
+    unread = COLUMNS - {*shape.columns, *OPTIONAL, *named}
     for where, row in chain([first], rows):
-        yield _example(shape, _renamed(row, where, columns), where)
+        named = _renamed(row, where, columns)
+        _refuse_another_shape(shape, unread, named, where)
+        yield _example(shape, named, where)
 
 
 def _renamed(row: Any, where: str, columns: Mapping[str, str] | None) -> Row:
@@ -79,6 +83,16 @@ def _shape(row: Row, where: str) -> Shape:
     raise RequestError(
         f"{where}: columns {shown or '(none)'} are no known shape{hint}\naccepted: {accepted}; see data.columns"
     )
+
+
+def _refuse_another_shape(shape: Shape, unread: set[str], row: Row, where: str) -> None:
+    """A judgement that begins in a later row would go unread, and what it calls bad would be shown as good."""
+    found = next((name for name in row if name in unread and row[name] is not None), None)
+    if found is not None and row.keys() >= set(shape.columns):  # a row that has less is refused for what is missing
+        raise RequestError(
+            f"{where}: column {found!r} is not in the first row, and {shape.name}, which that row is, have none; "
+            "give rows of one shape"
+        )
 
 
 def _misspelt(row: Row, column: str) -> str:

@@ -399,6 +399,7 @@ def test_endings_in_capitals_and_the_home_folder(tmp_path: Path, monkeypatch: py
 TABLE = "prompt,completion,label\np,c,1\n"
 GOOD = {"prompt": "p", "chosen": "yes", "rejected": "no"}
 LABEL = {"prompt": "p", "completion": "c", "label": 1}
+DEMONSTRATION = {"prompt": "p", "completion": "c"}
 JUDGED = {"instruction": "p", "output_1": "a", "output_2": "b", "preference": 1.0}
 RANKED = {"prompt": "p", "completions": ["a", "b", "c"], "scores": [1, 3, 2]}
 PACKED = gzip.compress(jsonl([GOOD] * 50))
@@ -538,8 +539,26 @@ def second(changed: Row) -> bytes:
     return jsonl([GOOD, {name: value for name, value in {**GOOD, **changed}.items() if value is not ...}])
 
 
+SAYS_LESS: dict[str, tuple[Row, Row, str]] = {
+    "a label later": (DEMONSTRATION, {**DEMONSTRATION, "label": False}, "'label' is not in the first row, and demonst"),
+    "a pair later": (DEMONSTRATION, {**DEMONSTRATION, "chosen": "c", "rejected": "d"}, "'chosen' is not in the first"),
+    "scores later": (DEMONSTRATION, {**DEMONSTRATION, "scores": [1, 2]}, "'scores' is not in the first row"),
+    "a tag later": (
+        {"messages": [*TURNS, assistant("c")]},
+        {"messages": [*TURNS, assistant("c")], "kto_tag": False},
+        "'kto_tag' is not in the first row, and conversations",
+    ),
+    "a prompt later": (
+        {"chosen": f"{TEA} c", "rejected": f"{TEA} d"},
+        {"prompt": TEA, "chosen": " c", "rejected": " d"},
+        "'prompt' is not in the first row",
+    ),
+}
+
+
 WRONG = {
     **FILES,
+    **{name: Wrong("a.jsonl", jsonl([row, other]), 2, said) for name, (row, other, said) in SAYS_LESS.items()},
     **{name: Wrong("a.jsonl", jsonl([row]), 1, said) for name, (row, said) in FIRST.items()},
     **{name: Wrong("a.jsonl", second(row), 2, said) for name, (row, said) in SECOND.items()},
 }
@@ -576,6 +595,16 @@ def test_a_long_text_is_read_from_a_table_but_not_poured_out(tmp_path: Path):
     with pytest.raises(RequestError, match="are no known shape") as refused:
         read_examples(str(path), "data.train")
     assert len(str(refused.value)) < 400
+
+
+def test_columns_that_say_nothing_about_the_shape_may_come_later(tmp_path: Path):
+    """What the first row has and its shape does not read, optional ones, strange ones, and nulls."""
+    rows = [
+        {**DEMONSTRATION, "chosen": "x"},
+        {**DEMONSTRATION, "chosen": "y", "weight": 0.5, "id": 3, "label": None},
+    ]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    assert [example.weight for example in read(str(tmp_path / "a.jsonl"))] == [1.0, 0.5]
 
 
 # ------------------------------------------------------------------------------------------- real data
