@@ -66,7 +66,7 @@ class Sampled:
 
 def fixed_prompts(dataset: Dataset, n: int) -> list[Encoded]:
     """n different held-out prompts, evenly spread over val and test; the same for every method and seed."""
-    first = {encoded.example.prompt_text: encoded for encoded in (*dataset.test, *dataset.val)}
+    first = {encoded.example.question: encoded for encoded in (*dataset.test, *dataset.val)}
     prompts = list(first.values())
     return [prompts[i * len(prompts) // n] for i in range(n)] if n < len(prompts) else prompts
 

@@ -36,7 +36,7 @@ class Tally:
         self._measure(encoded)
 
     def _judge(self, example: Example) -> None:
-        prompt = key(example.prompt_text)
+        prompt = key(example.question)
         if example.is_pair:
             better, worse = (key(example.completions[k]) for k in example.shown)
             item, vote = (prompt, min(better, worse), max(better, worse)), int(better > worse)

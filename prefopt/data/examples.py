@@ -60,6 +60,13 @@ class Example:
     def prompt_text(self) -> str:
         return self.prompt if isinstance(self.prompt, str) else json.dumps(list(self.prompt), ensure_ascii=False)
 
+    @property
+    def question(self) -> str:
+        """What tells prompts apart: a single message of the user asks what its text asks."""
+        if not isinstance(self.prompt, str) and [message["role"] for message in self.prompt] == ["user"]:
+            return self.prompt[0]["content"]
+        return self.prompt_text
+
     def content(self) -> str:
         """What the example says, for hashes; where it stood in a file does not matter."""
         judged = (self.completions, self.scores, self.weight, self.target, self.margin, self.annotator, self.slice)

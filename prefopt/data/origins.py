@@ -199,7 +199,7 @@ class Controlled:
 
 def joined(examples: Iterable[Example]) -> Iterator[Example]:
     """Labelled completions of one prompt, where they stand together, as one ranking: scored by how good they are."""
-    for _, group in groupby(examples, key=lambda example: example.prompt_text):
+    for _, group in groupby(examples, key=lambda example: example.question):
         rows = list(group)
         if any(row.is_pair for row in rows):
             raise RequestError(f"{rows[0].source}: data.group=true joins labelled completions; these rows are pairs")

@@ -97,7 +97,7 @@ def _prepare(splits: Splits, encoder: Encoder, recipe: Recipe, folder: Path) -> 
     with ExitStack() as stack:
         files = {name: stack.enter_context(writing(folder / f"{name}.arrow")) for name in SPLITS}
         for name, example in track(splits, "tokenising", splits.rows):
-            leak = recipe.on_leak == "drop" and name == "train" and key(example.prompt_text) in leaked
+            leak = recipe.on_leak == "drop" and name == "train" and key(example.question) in leaked
             encoded, cut, reason = (None, 0, "leak") if leak else admit(example, encoder, recipe)
             if encoded is None:
                 dropped[reason] += 1

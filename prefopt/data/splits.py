@@ -30,7 +30,7 @@ class Splits:
         """(split, example) of every row."""
         to_val, to_test = self._cuts
         for name, example in self.read():
-            prompt = key(example.prompt_text)
+            prompt = key(example.question)
             if name == "train" and prompt in to_val:
                 name = "val"
             if name == "val" and prompt in to_test:
@@ -40,7 +40,7 @@ class Splits:
     def train(self, leaked: bool = True) -> Iterator[Example]:
         """The training rows. leaked: those too whose prompt is held out."""
         for name, example in self:
-            if name == "train" and (leaked or key(example.prompt_text) not in self.leaked):
+            if name == "train" and (leaked or key(example.question) not in self.leaked):
                 yield example
 
     @property
@@ -72,7 +72,7 @@ class Splits:
     def _survey(self) -> tuple[int, dict[str, Salted]]:
         rows, prompts = 0, {name: Salted() for name in SPLITS}
         for name, example in self.read():
-            text = example.prompt_text
+            text = example.question
             rows += 1
             prompts[name].setdefault(key(text), (key(f"held out\0{text}"), key(f"test\0{text}")))
         return rows, prompts

@@ -91,7 +91,7 @@ def mismatch(examples: Sequence[Encoded]) -> dict[tuple[int, int], tuple[int, in
     prompts, rooms, longest = [], [], 0
     lengths: dict[tuple[int, int], int] = {}
     for i, encoded in enumerate(examples):
-        prompts.append(key(encoded.example.prompt_text))
+        prompts.append(key(encoded.example.question))
         rooms.append(-len(encoded.prompt))
         lengths.update({(i, k): len(encoded.completions[k]) for k in encoded.example.shown})
         longest = max(longest, encoded.length)

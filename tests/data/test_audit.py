@@ -49,6 +49,11 @@ def test_of_a_ranking_the_best_and_the_worst_count():
     assert (found["longer_wins"], found["longest"]) == (1.0, 2 + 3)
 
 
+def test_a_prompt_as_text_and_as_a_message_is_one_prompt():
+    message = ({"role": "user", "content": "p"},)
+    assert report(pair("p", "a", "b"), pair(message, "b", "a"))["contradictions"] == 1
+
+
 def test_duplicates_say_all_the_same():
     again = [pair("p"), pair("p"), pair("p", source="elsewhere"), pair("p", weight=2.0), pair("q")]
     assert report(*again)["duplicates"] == 2

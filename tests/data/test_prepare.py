@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 
 from prefopt.config import config_dir, read_settings
 from prefopt.data.containers import read_rows
-from prefopt.data.examples import Encoded, Example
+from prefopt.data.examples import Encoded, Example, Text
 from prefopt.data.origins import joined, open_origin
 from prefopt.data.prepare import Dataset, Recipe, admit, prepared
 from prefopt.data.shapes import examples_of
@@ -246,6 +246,26 @@ def test_leaks_are_counted_and_kept():
     dataset = prepare(**LEAKY, on_leak="warn")
     assert kept(dataset) == LEAKY
     assert counted(dataset) == {"rows_in": 9, "rows_kept": 9, "dropped": {}, "leaked_prompts": 2}
+
+
+def asked(text: str, role: str = "user") -> Text:
+    return ({"role": role, "content": text},)
+
+
+def test_a_message_of_the_user_is_the_same_prompt_as_its_text():
+    """A leak whichever is held out, cut to the same side, joined; what more than a question says is another prompt."""
+    for held, train in ((asked("Hi"), "Hi"), ("Hi", asked("Hi"))):
+        given = {"train": [pair(train), pair("p")], "val": [pair(held)], "test": [pair("t")]}
+        assert prepare(**given).audit["leaked_prompts"] == 1
+        assert prepare(**given, on_leak="drop").audit["dropped"] == {"leak": 1}
+    other = [pair(asked("Hi", "system")), pair((*asked("Hi", "system"), *asked("Hi"))), pair("p")]
+    assert prepare(train=other, val=[pair("Hi")], test=[pair("t")]).audit["leaked_prompts"] == 0
+    as_text = where(complete_splits({"train": rows(300)}, 0.2))
+    messages = [replace(row, prompt=asked(row.prompt)) for row in rows(300)]
+    for name, examples in complete_splits({"train": messages}, 0.2).items():
+        assert {as_text[example.question] for example in examples} == {name}
+    (ranking,) = joined([label("p", "good"), label(asked("p"), "bad", good=False)])
+    assert ranking.completions == ("good", "bad")
 
 
 def test_leaks_are_dropped_from_training_alone():

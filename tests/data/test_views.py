@@ -252,6 +252,11 @@ def test_two_prompts_are_each_others_partners():
     assert mismatch([encode(label("a")), encode(label("b"))]) == {(0, 0): (1, 0), (1, 0): (0, 0)}
 
 
+def test_a_prompt_as_text_and_as_a_message_are_no_partners():
+    with pytest.raises(RequestError, match=r"\Alabels need completions under at least two different prompts"):
+        mismatch([encode(label("a")), encode(label(({"role": "user", "content": "a"},)))])
+
+
 @pytest.mark.parametrize(("prompts", "each"), [(400, 1), (200, 2), (100, 4)])
 def test_every_completion_is_used_about_equally_often(prompts: int, each: int):
     """With many prompts the next row in the circle nearly always has another one: partners are nearly a permutation."""
