@@ -122,11 +122,14 @@ class RunFolder:
             _check_held(self.path, self.config)
             if (self.path / "summary.json").is_file():
                 self.summary.update(_held_json(self.path, "summary.json"))
-            if not self.finished:
-                (self.path / "error.txt").unlink(missing_ok=True)
-                self.save(status="interrupted", error=None)
-            return
-        self._begun_here = True
+        self._begun_here = not held.is_file()
+        if self.summary["schema"] is None:  # new, or killed before its first summary was whole
+            self._begin(held)
+        elif not self.finished:
+            (self.path / "error.txt").unlink(missing_ok=True)
+            self.save(status="interrupted", error=None)
+
+    def _begin(self, held: Path) -> None:
         write_json(held, self.config)
         with replacing(self.path / "config.yaml") as temporary:
             from omegaconf import OmegaConf

@@ -188,6 +188,19 @@ def test_only_what_a_wrong_request_began_is_removed(tmp_path):
     assert (tmp_path / "trained/metrics.csv").exists()
 
 
+def test_a_run_killed_before_its_first_summary_begins_again(tmp_path):
+    """The config is there and nothing else: what it is gets said, and it can resume."""
+    with RunFolder(str(tmp_path / "whole"), {"seed": 3}) as run:
+        whole = run.summary
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/config.json").write_text((tmp_path / "whole/config.json").read_text())
+    with RunFolder(str(tmp_path / "killed"), {"seed": 3}) as run:
+        assert run.summary == whole
+        assert (tmp_path / "killed/config.yaml").exists()
+        run.resumed(4)
+    assert json.loads((tmp_path / "killed/summary.json").read_text())["resumed_at"] == [4]
+
+
 def test_a_killed_evaluation_goes_on_from_the_end(small, tmp_path, monkeypatch):
     """All steps are done and checkpointed before evaluation begins, also with checkpoint_every=null."""
     request = [*small, "trainer.max_steps=3", "trainer.checkpoint_every=null"]
