@@ -69,6 +69,12 @@ def test_what_does_not_apply_is_none():
     assert measures(one, [example((1.0,))])["accuracy"] is None
 
 
+def test_rows_without_any_weight_say_nothing():
+    pairs = [(2.0, 1.0), (1.0, 2.0)]
+    found = measures(table(pairs, pairs, pairs, pairs), [example((1.0, 0.0), weight=0.0)] * 2)
+    assert set(found.values()) == {None}
+
+
 def test_gold_measures_by_hand():
     """Gold gaps +1, -2, 0, +3: labels agree in 2.5 of 4. Reward gaps +, -, +, -: true order 2 of the 3 with a gap."""
     gold = [(2.0, 1.0), (0.0, 2.0), (1.0, 1.0), (3.0, 0.0)]

@@ -78,10 +78,11 @@ def measures(table: dict[str, np.ndarray], examples: Sequence[Encoded]) -> dict[
 
 
 def _pair_accuracy(values: np.ndarray, good: np.ndarray, weight: np.ndarray) -> float:
-    """Rows of a pair stand together in the table, the chosen one first."""
+    """Rows of a pair stand together in the table, the chosen one first. nan where no pair has any weight."""
     difference = values[good] - values[~good]
     right = (difference > 0) + 0.5 * (difference == 0)
-    return float(np.average(right, weights=weight[good])) if np.isfinite(difference).all() else float("nan")
+    known = np.isfinite(difference).all() and weight[good].sum() > 0
+    return float(np.average(right, weights=weight[good])) if known else float("nan")
 
 
 def _area(values: np.ndarray, good: np.ndarray, weight: np.ndarray) -> float:
