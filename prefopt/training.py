@@ -157,7 +157,8 @@ def _finish(
     test = evaluate_split(trainer, module, dataset.test, settings.evaluation)
     if not trainer.is_global_zero:
         return
-    answers = _answers(request, parts, module) if "lm" in request.objective.needs.heads else None
+    answers = _answers(request, parts, module, trainer) if "lm" in request.objective.needs.heads else None
+    module.cpu()  # where an export will read what is saved here, and compare
     write_lines(run.path / "val.jsonl", held_out_rows(val.table, dataset.val))
     if answers:
         write_lines(run.path / "samples.jsonl", sample_rows(*answers))
@@ -182,9 +183,12 @@ def _finish(
     )
 
 
-def _answers(request: Request, parts: Parts, module: PreferenceModule) -> tuple[Any, Sampled, Sampled]:
-    """The fixed prompts, and the answers of the policy and of its base."""
+def _answers(
+    request: Request, parts: Parts, module: PreferenceModule, trainer: L.Trainer
+) -> tuple[Any, Sampled, Sampled]:
+    """The fixed prompts, and the answers of the policy and of its base, both sampled on the device that trained."""
     settings = request.settings
+    module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU when a validation ends
     prompts = fixed_prompts(parts.dataset, settings.evaluation.prompts)
     # Two seeds: the answers of the policy and of its base are compared as independent samples.
     ask = (module, prompts, parts.renderer, settings.evaluation, parts.dataset.gold)

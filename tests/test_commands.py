@@ -7,17 +7,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from prefopt.config import FAILED, INTERRUPTED, OK, WRONG, build_request, command, compose_request, config_dir
 from prefopt.errors import RequestError
 from prefopt.models.base import weights_hash
+from prefopt.objectives import create
 from prefopt.run import KEYS, RunFolder
-from prefopt.training import train
+from prefopt.training import _answers, train
 from tests.conftest import SMALL
 from tests.models.saved import pairs_file, saved_model
+from tests.toy import toy_examples, toy_module
 
 CONF = Path(config_dir())
 CHOICES = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
@@ -260,6 +264,18 @@ def test_held_out_rows_say_what_the_summary_says(small, tmp_path):
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
     weights = ((f"model.{name}", p) for name, p in saved.named_parameters())
     assert weights_hash(weights) == summary["model_hash"]
+
+
+def test_answers_are_sampled_where_the_run_trained(monkeypatch):
+    """A validation ends with the module on the CPU, whatever device trained it; meta stands for one."""
+    seen = []
+    monkeypatch.setattr("prefopt.training.sample_policy", lambda policy, *_, **options: seen.append(policy.device))
+    settings = SimpleNamespace(seed=0, evaluation=SimpleNamespace(prompts=2))
+    dataset = SimpleNamespace(val=[], test=toy_examples(2), gold=None)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    parts = SimpleNamespace(dataset=dataset, renderer=None)
+    _answers(SimpleNamespace(settings=settings), parts, toy_module(create("dpo")), trainer)
+    assert seen == [torch.device("meta")] * 2
 
 
 def test_another_request_in_the_same_folder_is_refused(small, tmp_path, capsys):
