@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from functools import partial
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from prefopt.callbacks.selfcheck import SelfCheck
+from prefopt.callbacks.steps import Steps
 from prefopt.data.loader import Plan, StepLoader
 from prefopt.data.views import view
 from prefopt.errors import RequestError
@@ -23,17 +26,18 @@ from tests.toy import toy_examples, toy_model
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
 
 
-def fit(module: PreferenceModule, rows: int = 12) -> L.Trainer:
+def fit(module: PreferenceModule, rows: int = 12, *callbacks: L.Callback, **options) -> L.Trainer:
     shown = view(module.objective.needs.data, toy_examples(rows))
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
         max_steps=2,
-        callbacks=[SelfCheck()],
+        callbacks=[SelfCheck(), *callbacks],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
     trainer.fit(module, StepLoader(shown, Plan(rows, 6, 2, seed=0), 6))
     return trainer
@@ -54,6 +58,32 @@ def test_sound_runs_pass(loss):
 def test_nothing_moves():
     with pytest.raises(RequestError, match="have not moved: backbone"):
         fit(module(lr=0.0))
+
+
+def overflowing(then: float = 2.0**7) -> MixedPrecision:
+    """16-mixed, whose first step overflows: a scale that no gradient survives, and `then` another."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=then / 2.0**127)
+    return MixedPrecision("16-mixed", "cpu", scaler)
+
+
+def test_a_step_that_overflows_is_skipped_and_written_down(tmp_path):
+    fit(module(), 12, Steps(tmp_path / "metrics.csv", Plan(12, 6, 2, seed=0)), plugins=[overflowing()])
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        norms = [float(row["grad_norm"]) for row in csv.DictReader(stream)]
+    assert [math.isfinite(norm) for norm in norms] == [False, True]
+
+
+def test_nothing_moves_after_a_step_that_overflows():
+    with pytest.raises(RequestError, match="have not moved: backbone"):
+        fit(module(lr=0.0), plugins=[overflowing()])
+
+
+@pytest.mark.parametrize("plugins", [[], [overflowing(then=0.5)]], ids=["without", "below 1"])
+def test_gradients_that_no_scaler_spoilt_end_a_run(tmp_path, plugins):
+    made = module()
+    made.policy.model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(FloatingPointError, match="the gradient's norm nan"):
+        fit(made, 12, Steps(tmp_path / "metrics.csv", Plan(12, 6, 2, seed=0)), plugins=plugins)
 
 
 def test_nothing_trains():

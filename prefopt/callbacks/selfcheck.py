@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from prefopt.callbacks.steps import scaler_of
 from prefopt.errors import RequestError
 from prefopt.module import PreferenceModule
 from prefopt.records import Batch, Scores
@@ -21,13 +22,15 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # nats per token; low pr
 
 class SelfCheck(L.Callback):
     """Before the first step: scoring agrees with the model's own logits, and the policy with its reference, so that
-    the loss is what theory says at π = π_ref. After it: every group of trainable weights has moved.
+    the loss is what theory says at π = π_ref. After it: every group of trainable weights has moved. A step whose
+    gradients overflow under 16-mixed is skipped and moves nothing, so the first one that is not counts.
     """
 
     def __init__(self, paused: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """paused: a context in which no training time counts."""
         self._paused = paused
         self._before: dict[str, Tensor] = {}
+        self._skipped = False
 
     def on_train_batch_start(self, trainer: L.Trainer, module: PreferenceModule, batch: Batch, batch_idx: int) -> None:
         if trainer.global_step or batch_idx:
@@ -42,10 +45,17 @@ class SelfCheck(L.Callback):
             module.policy.train()
         self._before = {name: _glimpse(p) for name, p in module.policy.trainable().items()}
 
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, module: PreferenceModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self._before and scaler_of(trainer) is not None:
+            gradients = (p.grad for p in module.policy.trainable().values() if p.grad is not None)
+            self._skipped = not all(bool(gradient.isfinite().all()) for gradient in gradients)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, module: PreferenceModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if not self._before or trainer.global_step == 0:
+        if not self._before or trainer.global_step == 0 or self._skipped:
             return
         moved: dict[str, bool] = {}
         for name, parameter in module.policy.trainable().items():
