@@ -21,7 +21,7 @@ from prefopt.callbacks.checkpoints import Checkpoints
 from prefopt.callbacks.progress import Progress
 from prefopt.callbacks.selfcheck import SelfCheck
 from prefopt.callbacks.steps import Steps
-from prefopt.callbacks.validation import Validation
+from prefopt.callbacks.validation import Validation, complete
 from prefopt.config import FAILED, INTERRUPTED, OK, Request, refuse
 from prefopt.errors import RequestError
 from prefopt.evaluation import (
@@ -157,6 +157,8 @@ def _finish(
     test = evaluate_split(trainer, module, dataset.test, settings.evaluation)
     if not trainer.is_global_zero:
         return
+    if settings.trainer.val_every:
+        complete(run.path / "validation.jsonl", trainer, val.measures)
     answers = _answers(request, parts, module, trainer) if "lm" in request.objective.needs.heads else None
     module.cpu()  # where an export will read what is saved here, and compare
     write_lines(run.path / "val.jsonl", held_out_rows(val.table, dataset.val))

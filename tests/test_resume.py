@@ -13,8 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 
 from prefopt.callbacks.steps import TIMES
+from prefopt.config import INTERRUPTED, OK, compose_request
+from prefopt.module import PreferenceModule
+from prefopt.training import train as trained_here
 from tests.conftest import SMALL
 
 STEPS = 20
@@ -87,6 +91,35 @@ def test_killed_once(cache_dir, tmp_path):
 @pytest.mark.parametrize("loss", ["dpo", "kto", "sft", "bradley_terry"])
 def test_killed_at_five_random_steps(loss, cache_dir, tmp_path):
     check(loss, sorted(random.Random(loss).sample(range(1, STEPS), 5)), cache_dir, tmp_path)
+
+
+def test_a_look_that_was_killed_is_looked_again(small, tmp_path, monkeypatch):
+    """At a step in between and at the last, each after its checkpoint: validation.jsonl lacks no line and has none
+    twice, the last one cut off or not, and the run goes on as if nothing had been."""
+    fixed = [*small, "model=tiny_lora", "model.adapter.dropout=0.3", "data.micro_batch_size=8"]
+    fixed += ["trainer.max_steps=6", "trainer.val_every=2", "trainer.checkpoint_every=2"]
+    whole = tmp_path / "whole"
+    assert trained_here(compose_request([*fixed, f"run_dir={whole}"])) == OK
+    looks = [json.loads(line)["step"] for line in (whole / "validation.jsonl").open()]
+    assert looks == [2, 4, 6]
+    step_of = PreferenceModule.validation_step
+
+    def killed(self, *arguments):
+        if self.trainer.global_step == last and self.trainer.state.fn == TrainerFn.FITTING:
+            raise KeyboardInterrupt
+        return step_of(self, *arguments)
+
+    for last, rest in ((4, ""), (6, '{"step": 6, "lo')):
+        run = tmp_path / f"killed-{last}"
+        request = [*fixed, f"run_dir={run}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(PreferenceModule, "validation_step", killed)
+            assert trained_here(compose_request(request)) == INTERRUPTED
+        with (run / "validation.jsonl").open("a") as stream:
+            stream.write(rest)
+        assert trained_here(compose_request(request)) == OK
+        assert (run / "validation.jsonl").read_text() == (whole / "validation.jsonl").read_text()
+        assert read(run)[1:] == read(whole)[1:]
 
 
 def test_asked_to_end(cache_dir, tmp_path):
