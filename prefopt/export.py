@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt.asked import ExportSettings
 from prefopt.config import command, read_keys
 from prefopt.errors import RequestError, nearest
-from prefopt.finished import Finished, finished_run
+from prefopt.run import Finished, finished_run
+from prefopt.settings import ExportSettings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,7 +21,7 @@ def task(cfg: DictConfig) -> int:
     run = finished_run(str(asked.run))
     check_form(asked, run)
     check_out(Path(str(asked.out)).expanduser(), run)
-    from prefopt.exporting import export  # the heavy libraries, once the request is known to be sound
+    from prefopt.jobs.export import export  # the heavy libraries, once the request is known to be sound
 
     return export(asked, run)
 

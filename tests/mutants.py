@@ -30,12 +30,12 @@ MODELS = tuple(
     f"tests/models/test_{name}.py" for name in ("reference", "references", "reward", "adapter", "files", "quant")
 )
 RENDERING = ("tests/data/test_render_templates.py", "tests/data/test_render.py")
-ADAPTERS = ("tests/data/test_adapters.py",)
+PUBLISHED = ("tests/data/test_published.py",)
 DATA = tuple(f"tests/data/test_{name}.py" for name in ("audit", "store", "views", "prepare", "shapes"))
 OWN = {  # beginnings of the files that are not mathematics
     "data/render": RENDERING,
     "data/template": RENDERING,
-    "data/adapters": ADAPTERS,
+    "data/published": PUBLISHED,
     "data/": DATA,
     "models/": MODELS,
     "callbacks/": MODELS,
@@ -571,7 +571,7 @@ MUTANTS = [
         ("a tie has a winner", 'if extras.pop("tie", False):', 'if extras.pop("tie", None) is None:'),
     ),
     *of(
-        "data/adapters.py",
+        "data/published.py",
         ("the worse is chosen", "if second_is_better > 0", "if second_is_better < 0"),
         ("a tie is a win", "{} if second_is_better else", "{} if True else"),
         ("SHP turned round", '-1 if row["labels"] else 1', '1 if row["labels"] else -1'),

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefopt import export
-from prefopt.config import FAILED, OK, WRONG
-from prefopt.exporting import tolerance
+from prefopt.errors import FAILED, OK, WRONG
+from prefopt.jobs.export import tolerance
 from prefopt.models.probe import Probe, difference
 from tests.models.saved import pairs_file, saved_model, trained
 

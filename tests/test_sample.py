@@ -13,14 +13,14 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoModelForSequenceClassification, GenerationConfig
 
 from prefopt import sample
-from prefopt.asked import SampleSettings
-from prefopt.chat import Shown
-from prefopt.config import INTERRUPTED, OK, WRONG, config_dir, read_keys
+from prefopt.config import config_dir, read_keys
 from prefopt.data.prompts import Prompt, read_prompts
-from prefopt.errors import RequestError
-from prefopt.finished import finished_run
-from prefopt.loading import open_judge, open_model, open_run
-from prefopt.sampling import Answers, judged, open_speaker
+from prefopt.errors import INTERRUPTED, OK, WRONG, RequestError
+from prefopt.jobs.chat import Shown
+from prefopt.jobs.loading import open_judge, open_model, open_run
+from prefopt.jobs.sample import Answers, judged, open_speaker
+from prefopt.run import finished_run
+from prefopt.settings import SampleSettings
 from tests.models.saved import pairs_file, saved_model, tokenizer, trained
 
 # Turns end in <end>, which neither the tokenizer nor the model's settings name as an end.
@@ -190,7 +190,7 @@ def talk(monkeypatch, capsys, lines: list[str], *arguments: str) -> tuple[int, s
 def test_a_chat_remembers_until_it_is_reset(made, monkeypatch, capsys):
     """Every prompt is the template's rendering of all turns so far; EOF ends it well."""
     seen: list[str] = []
-    from prefopt.sampling import Speaker
+    from prefopt.jobs.sample import Speaker
 
     ids = Speaker.ids
     words = open_model(made.chats).base.tokenizer
@@ -251,14 +251,14 @@ def test_ctrl_c(made, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("prefopt.sampling.generate", stop)
+        patch.setattr("prefopt.jobs.sample.generate", stop)
         code, out, _ = talk(patch, capsys, ["w3", "w4"], f"run={made.run}", "max_new_tokens=3")
     assert (code, out) == (OK, "> \n> \n> \n")
     with monkeypatch.context() as patch:
         patch.setattr("builtins.input", stop)
         assert call(patch, f"run={made.run}") == OK
     with monkeypatch.context() as patch:
-        patch.setattr("prefopt.sampling.open_speaker", stop)
+        patch.setattr("prefopt.jobs.sample.open_speaker", stop)
         assert call(patch, f"run={made.run}") == INTERRUPTED
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from prefopt.data.adapters import Adapter, adapter_for
 from prefopt.data.examples import digest
+from prefopt.data.published import Adapter, adapter_for
 from prefopt.data.splits import SPLITS
 from prefopt.errors import RequestError, nearest
 from prefopt.settings import DataSettings

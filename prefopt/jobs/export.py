@@ -14,17 +14,15 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
-from prefopt.asked import ExportSettings
-from prefopt.config import FAILED, OK
-from prefopt.errors import RequestError
+from prefopt.errors import FAILED, OK, RequestError
 from prefopt.files import replacing_folder, write_json
-from prefopt.finished import Finished
-from prefopt.loading import Opened, open_run
+from prefopt.jobs.loading import Opened, open_run
 from prefopt.models.base import Base
 from prefopt.models.files import ADAPTER, read_json
 from prefopt.models.probe import FILE, Probe, difference, replay
 from prefopt.models.reward import merged
-from prefopt.run import versions
+from prefopt.run import Finished, versions
+from prefopt.settings import ExportSettings
 
 SCHEMA = 1
 TOLERANCE = 1e-4  # of a logit, a log-prob in nats or a reward, where all is computed in float32

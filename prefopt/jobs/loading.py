@@ -12,16 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.config import read_settings
 from prefopt.data.render import Renderer
 from prefopt.errors import RequestError
-from prefopt.finished import Finished, judging_run
 from prefopt.models.adapter import adapter_file
 from prefopt.models.base import Base
 from prefopt.models.build import load_base
 from prefopt.models.policy import Policy
 from prefopt.models.reward import RewardModel, is_classifier, load_reward
+from prefopt.run import Finished, judging_run
 from prefopt.settings import Settings
-
-# Lightning's «true» precisions also cast batches, and with them weights and margins; here they only name the weights.
-WHOLE = {"64": "float64", "64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Judge:
 def open_run(run: Finished, base: str | None = None, dtype: str | None = None, chat: bool | None = None) -> Opened:
     """The policy that a run trained. base: where the base of its adapter lies now, if it has moved."""
     settings = run_settings(run)
-    dtype = dtype or weights_dtype(settings)
+    dtype = dtype or settings.weights_dtype
     trust = settings.model.trust_remote_code
     if not run.adapted:
         if base is not None:
@@ -95,18 +92,8 @@ def run_settings(run: Finished) -> Settings:
         ) from error
 
 
-def weights_dtype(settings: Settings) -> str:
-    return WHOLE.get(str(settings.trainer.precision), settings.model.dtype)
-
-
-def takes_turns(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """data.prompts=auto: the chat template where a model has one of its own; a tiny base has seen plain text."""
-    data, own = settings.data, bool(tokenizer.chat_template) and settings.model.tiny is None
-    return data.prompts == "chat" or (data.prompts == "auto" and own and not data.templated)
-
-
 def _renderer(base: Base, settings: Settings, chat: bool | None) -> Renderer:
-    turns = takes_turns(settings, base.tokenizer) if chat is None else _checked(chat, base.tokenizer)
+    turns = settings.takes_turns(base.tokenizer.chat_template) if chat is None else _checked(chat, base.tokenizer)
     return Renderer(base.tokenizer, base.end_ids(), chat=turns, templated=settings.data.templated and not turns)
 
 

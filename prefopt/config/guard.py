@@ -39,6 +39,12 @@ def check_flags() -> None:
 # ---------------------------------------------------------------- files
 
 
+def config_dir() -> str:
+    """`conf/`: inside the package in a wheel, beside it in a checkout."""
+    packaged = Path(__file__).parents[1] / "conf"
+    return str(packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf")
+
+
 class CheckedFiles(FileConfigSource):
     """Hydra's reader of files, but one that says where a file is wrong, and that no alias can blow up."""
 

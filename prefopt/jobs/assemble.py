@@ -20,8 +20,7 @@ from prefopt.data.prepare import Dataset, Recipe, prepared
 from prefopt.data.render import Renderer
 from prefopt.data.views import View, view
 from prefopt.errors import RequestError
-from prefopt.fit import fitted_base
-from prefopt.loading import WHOLE, takes_turns, weights_dtype
+from prefopt.jobs.fit import fitted_base
 from prefopt.models.base import Base
 from prefopt.models.build import build_policy, build_references, load_base, with_settings
 from prefopt.models.reference import Snapshot
@@ -58,9 +57,9 @@ def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
     settings = request.settings
     cache, origin, model = Path(settings.cache_dir).expanduser(), request.origin, settings.model
     if model.tiny is not None:
-        base = fitted_base(model.tiny, origin.demonstrations, cache, weights_dtype(settings))
+        base = fitted_base(model.tiny, origin.demonstrations, cache, settings.weights_dtype)
     else:
-        base = load_base(str(model.name), weights_dtype(settings), model.trust_remote_code)
+        base = load_base(str(model.name), settings.weights_dtype, model.trust_remote_code)
     base = with_settings(base, model)
 
     def writer() -> tuple[str, Write]:
@@ -79,7 +78,7 @@ def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
 def build_renderer(settings: Settings, base: Base) -> Renderer:
     if settings.data.prompts == "chat" and not base.tokenizer.chat_template:
         raise RequestError(f"data.prompts=chat: model.name={base.name} has no chat template; take data.prompts=text")
-    chat = takes_turns(settings, base.tokenizer)
+    chat = settings.takes_turns(base.tokenizer.chat_template)
     if chat:
         say("data.prompts: text prompts become turns of the model's chat template (data.prompts=text: as they stand)")
     return Renderer(base.tokenizer, base.end_ids(), chat=chat, templated=settings.data.templated)
@@ -137,7 +136,7 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=request.strategy,
-        precision="32-true" if str(settings.precision) in WHOLE else settings.precision,
+        precision=request.settings.lightning_precision,
         max_epochs=1,
         max_steps=plan.steps,
         accumulate_grad_batches=accumulate,

@@ -6,13 +6,12 @@ import re
 
 from torch import Tensor
 
-from prefopt.config import OK
 from prefopt.data.examples import Message
 from prefopt.data.prompts import Prompt
-from prefopt.errors import RequestError, nearest
+from prefopt.errors import OK, RequestError, nearest
+from prefopt.jobs.sample import Speaker
 from prefopt.progress import say
 from prefopt.reports.rows import plain
-from prefopt.sampling import Speaker
 
 COMMANDS = ("/quit", "/reset")
 

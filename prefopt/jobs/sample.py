@@ -12,17 +12,16 @@ import torch
 import transformers
 from torch import Tensor
 
-from prefopt.asked import SampleSettings
-from prefopt.config import OK
 from prefopt.data.examples import Text
 from prefopt.data.prompts import Prompt
 from prefopt.data.render import Renderer
-from prefopt.errors import RequestError
+from prefopt.errors import OK, RequestError
 from prefopt.files import write_lines
-from prefopt.finished import Finished
-from prefopt.loading import Judge, Opened, open_judge, open_model, open_run
+from prefopt.jobs.loading import Judge, Opened, open_judge, open_model, open_run
 from prefopt.models.policy import Policy
+from prefopt.run import Finished
 from prefopt.scoring import generate
+from prefopt.settings import SampleSettings
 
 
 def sample(asked: SampleSettings, run: Finished | None, prompts: list[Prompt] | None) -> int:
@@ -31,7 +30,7 @@ def sample(asked: SampleSettings, run: Finished | None, prompts: list[Prompt] | 
     transformers.utils.logging.disable_progress_bar()
     speaker = open_speaker(asked, run)
     if prompts is None:
-        from prefopt.chat import chat
+        from prefopt.jobs.chat import chat
 
         return chat(speaker)
     out = Path(str(asked.out)).expanduser()

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 import transformers
 
-from prefopt.assemble import Parts, build_data, build_module, build_sync, build_trainer, prepare_parts
 from prefopt.callbacks.checkpoints import Checkpoints
 from prefopt.callbacks.progress import Progress
 from prefopt.callbacks.selfcheck import SelfCheck
 from prefopt.callbacks.steps import Steps
 from prefopt.callbacks.validation import Validation
-from prefopt.config import FAILED, INTERRUPTED, OK, Request, refuse
-from prefopt.errors import RequestError
-from prefopt.evaluation import (
+from prefopt.config import Request
+from prefopt.errors import FAILED, INTERRUPTED, OK, RequestError, refuse
+from prefopt.files import replacing_folder, write_lines
+from prefopt.jobs.assemble import Parts, build_data, build_module, build_sync, build_trainer, prepare_parts
+from prefopt.jobs.evaluate import (
     HeldOut,
     Sampled,
     evaluate_split,
@@ -33,7 +34,6 @@ from prefopt.evaluation import (
     sample_policy,
     sample_rows,
 )
-from prefopt.files import replacing_folder, write_lines
 from prefopt.metrics.answers import answer_measures, gold_gain
 from prefopt.metrics.held_out import gold_measures, measures
 from prefopt.models.base import weights_hash

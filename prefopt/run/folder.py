@@ -206,7 +206,7 @@ def versions() -> dict[str, str | None]:
 
 def git_revision() -> str | None:
     """Revision of the checkout this code runs from, "+" when it was changed; None outside one."""
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
     try:

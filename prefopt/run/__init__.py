@@ -1,0 +1,27 @@
+"""A run's folder: while it trains, and when it has ended. Neither needs torch to be read."""
+
+from prefopt.run.finished import Finished, finished_run, judging_run
+from prefopt.run.folder import (
+    KEYS,
+    PLACES,
+    RunFolder,
+    check_run_folder,
+    comparable_hash,
+    git_revision,
+    peak_memory_bytes,
+    versions,
+)
+
+__all__ = [
+    "KEYS",
+    "PLACES",
+    "Finished",
+    "RunFolder",
+    "check_run_folder",
+    "comparable_hash",
+    "finished_run",
+    "git_revision",
+    "judging_run",
+    "peak_memory_bytes",
+    "versions",
+]
