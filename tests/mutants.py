@@ -381,7 +381,7 @@ MUTANTS = [
         ("two copies of one model", "start if own.at_start and type(own) is type(start) else own", "own"),
         ("the tokenizer may be larger", "if needed > rows:", "if needed > rows + 2:"),
         ("as large is too large", "if needed > rows:", "if needed >= rows:"),
-        ("a classifier speaks", 'if "lm" in heads and is_classifier(base.name):', "if False:"),
+        ("a classifier speaks", 'if "lm" in heads and is_classifier(base.name, base.key):', "if False:"),
         ("the head starts anew", "    init_from_classifier(policy, base.name, base.key)\n", ""),
         ("the base never moves", "if settings.sync_every is not None and needed:", "if False:"),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -277,6 +278,23 @@ def test_model_text_does_not_steer_the_terminal(capsys):
             assert capsys.readouterr().out == "a\\x1b[31mred\\r\n"
     shown.end(Renderer().text(list(pieces)))
     assert capsys.readouterr().out == "é\\x07\\u202e end\t.\n"
+
+
+def test_folders_may_lie_under_the_home_folder(made, monkeypatch):
+    """transformers do not know `~`: a run's judge, a model and an adapter are named to them in full."""
+    monkeypatch.setenv("HOME", str(made.folder))
+    judge, run, base = (place.replace(str(made.folder), "~") for place in (made.judge, made.run, made.base))
+    assert judged(open_judge(judge), "w3", ["w5"]) == judged(open_judge(f"{judge}/model"), "w3", ["w5"])
+    assert open_model(base).policy().size() == open_model(made.base).policy().size()
+    assert open_model(f"{run}/model").base.adapter == f"{made.run}/model"
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "model/config.json"])
+def test_a_run_whose_files_were_cut_is_refused(made, tmp_path, name):
+    run = shutil.copytree(made.judge, tmp_path / "run")
+    (run / name).write_text('{"loss": ')
+    with pytest.raises(RequestError, match=rf"\Arun={run}\S*: its {Path(name).name} cannot be read: "):
+        assert finished_run(str(run)).judges
 
 
 # ---------------------------------------------------------------- wrong requests

@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 
-from prefopt.errors import RequestError, nearest
+from prefopt.errors import RequestError, first_line, nearest
 
 MOST_BYTES, MOST_VALUES = 2**20, 100_000  # of one file
 TARGETS = {
@@ -60,7 +60,7 @@ class CheckedFiles(FileConfigSource):
         except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
             if isinstance(error, RequestError):
                 raise
-            raise RequestError(f"{file}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
+            raise RequestError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
 
 
 def install() -> None:
@@ -116,7 +116,7 @@ def check_found(section: str, target: str) -> None:
     try:
         found = pydoc.locate(target)
     except pydoc.ErrorDuringImport as error:
-        raise RequestError(f"{section}._target_={target}: {str(error).splitlines()[0]}") from error
+        raise RequestError(f"{section}._target_={target}: {first_line(error)}") from error
     if found is None:
         parent, _, name = target.rpartition(".")
         hint = nearest(name, dir(pydoc.locate(parent)))

@@ -18,7 +18,7 @@ from prefopt.errors import FAILED, OK, RequestError
 from prefopt.files import replacing_folder, write_json
 from prefopt.jobs.loading import Opened, open_run
 from prefopt.models.base import Base
-from prefopt.models.files import ADAPTER, read_json
+from prefopt.models.files import ADAPTER, expanded, is_adapter, stored_json
 from prefopt.models.probe import FILE, Probe, difference, replay
 from prefopt.models.reward import merged
 from prefopt.run import Finished, versions
@@ -145,7 +145,7 @@ def write_adapter(run: Finished, opened: Opened, folder: Path) -> None:
     """As it trained; its base is named by the folder that it was found in."""
     name = opened.base.name
     base = str(Path(name).absolute()) if Path(name).is_dir() else name
-    config = {**read_json(str(run.model), "adapter_config.json"), "base_model_name_or_path": base}
+    config = {**stored_json(str(run.model), "adapter_config.json", run.key), "base_model_name_or_path": base}
     write_json(folder / "adapter_config.json", config)
     shutil.copyfile(run.model / ADAPTER, folder / ADAPTER)
 
@@ -216,6 +216,7 @@ def started_from(run: Finished) -> str | None:
     model = run.config["model"]
     if not run.adapted:
         return None
-    named = model["name"]
-    is_adapter = bool(named) and read_json(named, "adapter_config.json") is not None
-    return model["adapter"]["start"] or (named if is_adapter and read_json(named, "config.json") is None else None)
+    start, name = model["adapter"]["start"], model["name"]
+    if start is None and name and is_adapter(expanded(name)):
+        start = name
+    return expanded(start) if start else None

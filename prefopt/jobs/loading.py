@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.config import read_settings
 from prefopt.data.render import Renderer
-from prefopt.errors import RequestError
+from prefopt.errors import RequestError, first_line
 from prefopt.models.adapter import adapter_file
 from prefopt.models.base import Base
 from prefopt.models.build import load_base
+from prefopt.models.files import expanded, is_classifier, looks_like_path
 from prefopt.models.policy import Policy
-from prefopt.models.reward import RewardModel, is_classifier, load_reward
+from prefopt.models.reward import RewardModel, load_reward
 from prefopt.run import Finished, judging_run
 from prefopt.settings import Settings
 
@@ -32,7 +33,7 @@ class Opened:
     def policy(self) -> Policy:
         """Frozen, on the CPU. Ends an answer with any token that ends one in training."""
         name = self.base.name
-        if is_classifier(name):
+        if is_classifier(name, self.base.key):
             raise RequestError(f"{self.base.key}={name} is a reward model, which cannot answer; judge with reward.name")
         policy = self.base.policy().eval()
         policy.end_ids = self.renderer.end_ids
@@ -72,10 +73,10 @@ def open_model(name: str, dtype: str | None = None, trust: bool = False, chat: b
 def open_judge(name: str, trust: bool = False) -> Judge:
     """A reward model: a run's folder, a hub name or another folder."""
     key, run = "reward.name", judging_run(name)
-    model = load_reward(name, trust_remote_code=trust, key=key)
+    model = load_reward(str(run.model) if run else name, trust_remote_code=trust, key=key)
     if run is not None:
         return Judge(model, _renderer(Base(str(run.model), model.tokenizer, key=key), run_settings(run), None))
-    ends = Base(name, model.tokenizer, trust_remote_code=trust, key=key).end_ids()
+    ends = Base(expanded(name), model.tokenizer, trust_remote_code=trust, key=key).end_ids()
     return Judge(model, Renderer(model.tokenizer, ends, chat=bool(model.tokenizer.chat_template)))
 
 
@@ -86,7 +87,7 @@ def run_settings(run: Finished) -> Settings:
         return read_settings(OmegaConf.create({**run.config, **places}))
     except (RequestError, OmegaConfBaseException, KeyError) as error:
         made = (run.summary.get("versions") or {}).get("prefopt")
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise RequestError(
             f"{run.key}={run.path}: its config.json, written by prefopt {made}, is not read here: {reason}"
         ) from error
@@ -106,9 +107,8 @@ def _checked(chat: bool, tokenizer: PreTrainedTokenizerBase) -> bool:
 def _base_name(run: Finished, settings: Settings) -> str:
     """What the run itself stood on. An adapter that it continued may name another base."""
     model, saved = settings.model, adapter_file(str(run.model), run.key).get("base_model_name_or_path")
-    name = str(model.name if model.name and model.adapter.start else saved)
-    gone = (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1) and not Path(name).is_dir()
-    if gone:
+    name = expanded(str(model.name if model.name and model.adapter.start else saved))
+    if looks_like_path(name) and not Path(name).is_dir():
         raise RequestError(
             f"{run.key}={run.path} is an adapter of {name}, which is not there\nbase=FOLDER names where it lies now"
         )

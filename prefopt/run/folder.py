@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefopt.errors import RequestError
-from prefopt.files import check_can_be_made, replacing, write_json
+from prefopt.files import check_can_be_made, read_json, replacing, write_json
 from prefopt.progress import say
 
 SCHEMA = 1
@@ -165,13 +165,7 @@ def _check_held(path: Path, config: dict[str, Any]) -> None:
 
 
 def _held_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads((path / name).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"run_dir={path}: its {name} cannot be read: {error}\nname a new run_dir") from error
-    if not isinstance(found, dict):
-        raise RequestError(f"run_dir={path}: its {name} is no object, so no run of this program\nname a new run_dir")
-    return found
+    return read_json(path / name, f"run_dir={path}", "\nname a new run_dir")
 
 
 def _finite(value: Any) -> Any:

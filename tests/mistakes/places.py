@@ -46,6 +46,9 @@ MODELS = [
         make=writes("smol/model/config.json", "{}"),
     ),
     mistake(
+        "model=hf model.name=a", "=a: its adapter_config.json cannot be", make=writes("a/adapter_config.json", "{")
+    ),
+    mistake(
         "model=hf model.name={large} data=jsonl data.train=a.jsonl",
         "its tokenizer has ids up to 24, its embedding only 23 rows",
         make=pairs("a.jsonl"),
