@@ -359,11 +359,11 @@ MUTANTS = [
         ),
         ("the reference is added to", "+ (1 - mix) * weight", "+ weight"),
         ("leaks pass", "leaks = leaking(policy)", "leaks = []"),
-        ("dropout in the snapshot", "self._policy.eval()", "pass"),
+        ("dropout in the snapshot", "self._policy.evaluating(), ", ""),
     ),
     *of(
         "models/policy.py",
-        ("the adapter stays on", "with self.model.disable_adapter():", "if True:"),
+        ("the adapter stays on", ", self.model.disable_adapter():", ":"),
         ("an adapter in an adapter", 'if self.adapted and hasattr(self.causal, "get_base_model"):', "if False:"),
         ("4-bit weights counted by bytes", "p.numel() if state is None else state.shape.numel()", "p.numel()"),
     ),
@@ -422,7 +422,7 @@ MUTANTS = [
     ),
     *of(
         "callbacks/sync.py",
-        ("synced on every micro-batch", "if between_steps and trainer", "if trainer"),
+        ("synced on every micro-batch", "if between_steps(trainer, batch_idx) and trainer", "if trainer"),
         ("synced on every step", "trainer.global_step % self.every == 0", "True"),
         ("forgotten on resume", "weight.copy_(state[name])", "pass"),
     ),

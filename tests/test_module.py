@@ -9,8 +9,8 @@ import lightning as L
 import pytest
 import torch
 
-from prefopt.data.loader import Plan
-from prefopt.data.module import PreferenceData, held_out_loaders, micro_batches
+from prefopt.data.loader import Plan, micro_batches
+from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.views import view
 from prefopt.errors import RequestError
 from prefopt.models.policy import Policy

@@ -19,7 +19,7 @@ from prefopt.data.prompts import Prompt, read_prompts
 from prefopt.errors import INTERRUPTED, OK, WRONG, RequestError
 from prefopt.jobs.chat import Shown
 from prefopt.jobs.loading import open_judge, open_model, open_run
-from prefopt.jobs.sample import Answers, judged, open_speaker
+from prefopt.jobs.sample import Reply, judged, open_speaker
 from prefopt.run import finished_run
 from prefopt.settings import SampleSettings
 from tests.models.saved import pairs_file, saved_model, tokenizer, trained
@@ -124,7 +124,7 @@ def test_what_the_judge_cannot_read_never_wins(made):
     assert found[0] != found[0]
     assert found[1] == found[1] != found[2]
     speaker = open_speaker(asked(f"run={made.run}", "best_of=2", f"reward.name={made.judge}"), finished_run(made.run))
-    assert speaker._kept(Prompt("w3 w4"), ["<|im_start|>", "w5"]) == Answers(["w5"], [pytest.approx(found[2])])
+    assert speaker._kept(Prompt("w3 w4"), ["<|im_start|>", "w5"]) == Reply(["w5"], [pytest.approx(found[2])])
 
 
 def test_sampling_stops_at_every_end(made, tmp_path):

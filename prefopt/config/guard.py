@@ -30,7 +30,7 @@ def check_flags() -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise RequestError(f"{message}\nsettings are key=value; python -m prefopt.train --help lists the flags")
+        raise RequestError(f"{message}\nsettings are key=value; --help lists the flags")
 
     setattr(parser, "error", refuse)  # noqa: B010  (what argparse calls before it would exit)
     parser.parse_args()

@@ -24,6 +24,7 @@ from prefopt.data.origins import Origin, open_origin
 from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError, first_line, refuse
 from prefopt.files import check_can_be_made
 from prefopt.models.files import check_local, need_bitsandbytes
+from prefopt.progress import is_main_process
 from prefopt.run import check_run_folder
 from prefopt.settings import Settings, TrainerSettings
 
@@ -152,7 +153,7 @@ def _check_places(settings: Settings, plain: dict[str, Any]) -> None:
     cache = Path(settings.cache_dir).expanduser()
     if not cache.is_dir():  # one that is there may be complete, and needs no writing
         check_can_be_made(cache, "cache_dir")
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_main_process():
         check_run_folder(settings.run_dir, plain)
     model = settings.model
     for key, name in (("model.name", model.name), ("model.reference_name", model.reference_name)):

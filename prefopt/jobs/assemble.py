@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from prefopt.callbacks.sync import SyncReference
 from prefopt.config import Request
-from prefopt.data.audit import warnings
-from prefopt.data.loader import Plan
-from prefopt.data.module import PreferenceData, held_out_loaders, micro_batches
+from prefopt.data.audit import in_words, warnings
+from prefopt.data.loader import Plan, micro_batches
+from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.origins import Write
 from prefopt.data.prepare import Dataset, Recipe, prepared
 from prefopt.data.render import Renderer
@@ -49,7 +48,9 @@ def prepare_parts(request: Request) -> Parts:
     shown = view(needs.data, dataset.train, needs.columns)
     for held_out in (dataset.val, dataset.test):  # what cannot be evaluated is refused before it is trained
         held_out_loaders(held_out, needs.data, needs.columns, 1)
-    return Parts(dataset, base, renderer, shown, plan_of(request, len(shown)))
+    settings, trainer = request.settings, request.settings.trainer
+    plan = Plan.of(len(shown), settings.data.batch_size, trainer.max_steps, trainer.max_epochs, settings.seed)
+    return Parts(dataset, base, renderer, shown, plan)
 
 
 def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
@@ -82,12 +83,6 @@ def build_renderer(settings: Settings, base: Base) -> Renderer:
     if chat:
         say("data.prompts: text prompts become turns of the model's chat template (data.prompts=text: as they stand)")
     return Renderer(base.tokenizer, base.end_ids(), chat=chat, templated=settings.data.templated)
-
-
-def plan_of(request: Request, rows: int) -> Plan:
-    trainer, batch_size = request.settings.trainer, request.settings.data.batch_size
-    epoch = -(-rows // batch_size)
-    return Plan(rows, batch_size, trainer.max_steps or math.ceil(trainer.max_epochs * epoch), request.settings.seed)
 
 
 def write(author: Base, prompts: list[str], max_new_tokens: int, seed: int) -> list[str]:
@@ -157,7 +152,7 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
 def tell(dataset: Dataset) -> None:
     """What became of the rows, and what the audit warns of."""
     audit = dataset.audit
-    dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in audit["dropped"].items())
+    dropped = in_words(audit["dropped"])
     sizes = f"{len(dataset.train)} train, {len(dataset.val)} val, {len(dataset.test)} test"
     say(f"examples: {sizes}" + (f"; dropped: {dropped}" if dropped else ""))
     for sentence in warnings(audit):

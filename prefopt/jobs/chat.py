@@ -45,14 +45,14 @@ def _answer(speaker: Speaker, prompt: Prompt) -> str | None:
     """The answer, shown; None where there is none to go on from."""
     shown = Shown(speaker) if speaker.judge is None else None
     try:
-        (answers,) = speaker.answers([prompt], shown)
+        (reply,) = speaker.answers([prompt], shown)
     except KeyboardInterrupt:
         print()
         return None
     except RequestError as error:
         say(str(error))
         return None
-    (text,) = answers.texts
+    (text,) = reply.texts
     if shown is None:
         print(plain(text, keep="\n\t"))
     else:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
 from prefopt.errors import FAILED, OK, RequestError
 from prefopt.files import replacing_folder, write_json
-from prefopt.jobs.loading import Opened, open_run
+from prefopt.jobs.loading import Opened, open_run, quieten
 from prefopt.models.base import Base
 from prefopt.models.files import ADAPTER, expanded, is_adapter, stored_json
 from prefopt.models.probe import FILE, Probe, difference, replay
@@ -37,8 +36,7 @@ class Mismatch(RuntimeError):
 
 def export(asked: ExportSettings, run: Finished) -> int:
     """Returns the exit code. Whatever goes wrong, no folder is left."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quieten()
     out = Path(str(asked.out)).expanduser()
     try:
         with replacing_folder(out) as folder:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import transformers
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
@@ -78,6 +81,15 @@ def open_judge(name: str, trust: bool = False) -> Judge:
         return Judge(model, _renderer(Base(str(run.model), model.tokenizer, key=key), run_settings(run), None))
     ends = Base(expanded(name), model.tokenizer, trust_remote_code=trust, key=key).end_ids()
     return Judge(model, Renderer(model.tokenizer, ends, chat=bool(model.tokenizer.chat_template)))
+
+
+def quieten() -> None:
+    """What the libraries say to developers is not for the person who runs this."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
 def run_settings(run: Finished) -> Settings:

@@ -3,18 +3,17 @@
 from prefopt.run.finished import Finished, finished_run, judging_run
 from prefopt.run.folder import (
     KEYS,
-    PLACES,
     RunFolder,
     check_run_folder,
     comparable_hash,
     git_revision,
     peak_memory_bytes,
     versions,
+    without_places,
 )
 
 __all__ = [
     "KEYS",
-    "PLACES",
     "Finished",
     "RunFolder",
     "check_run_folder",
@@ -24,4 +23,5 @@ __all__ = [
     "judging_run",
     "peak_memory_bytes",
     "versions",
+    "without_places",
 ]

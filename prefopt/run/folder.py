@@ -42,7 +42,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | None, plain: dict[str, Any], main_process: bool = True) -> None:
-        self.config = {key: value for key, value in plain.items() if key not in PLACES}
+        self.config = without_places(plain)
         self.path = Path(path).expanduser() if path else _new_folder(plain)
         self.main_process = main_process
         self._lock = FileLock(self.path / ".lock")
@@ -144,12 +144,17 @@ class RunFolder:
         )
 
 
+def without_places(plain: dict[str, Any]) -> dict[str, Any]:
+    """The part of a request that makes a run what it is."""
+    return {key: value for key, value in plain.items() if key not in PLACES}
+
+
 def check_run_folder(path: str | None, plain: dict[str, Any]) -> None:
     """Refuse, before anything heavy is loaded, a folder that cannot hold this run. Nothing is touched."""
     folder = Path(path).expanduser() if path else Path("runs").absolute()
     check_can_be_made(folder, "run_dir")
     if path:
-        _check_held(folder, {key: value for key, value in plain.items() if key not in PLACES})
+        _check_held(folder, without_places(plain))
 
 
 def _check_held(path: Path, config: dict[str, Any]) -> None:

@@ -168,19 +168,10 @@ class DataSettings:
         require(micro is None or micro <= self.batch_size, "data.micro_batch_size", most, micro)
         require(self.max_length >= 2, "data.max_length", "at least 2", self.max_length)
         require(0 < self.held_out < 1, "data.held_out", "in (0, 1)", self.held_out)
-        one_of(self.kind, "data.kind", ("controlled", "jsonl", "hub"))
         one_of(self.on_leak, "data.on_leak", ("warn", "drop", "error"))
         one_of(self.soft, "data.soft", ("weight", "target"))
         one_of(self.prompts, "data.prompts", ("auto", "chat", "text"))
         one_of(self.truncation, "data.truncation", ("drop", "truncate_completion", "truncate_prompt_left"))
-        given = self.kind != "jsonl" or bool(self.train)
-        require(given, "data.train", "a file of pairs or labels, e.g. data.train=pairs.jsonl", self.train)
-        named = (self.kind == "hub") == bool(self.name)
-        require(named, "data.name", "a data set of the hub, with data=hub and only there", self.name)
-        for name in ("train", "val", "test"):
-            path = getattr(self, name)
-            unread = path is not None and self.kind == "controlled"
-            require(not unread, f"data.{name}", "left out of the controlled world; files go with data=jsonl", path)
 
 
 @dataclass(kw_only=True)

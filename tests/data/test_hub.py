@@ -118,8 +118,8 @@ def test_an_error_without_a_word_is_told_by_its_kind(tmp_path: Path, monkeypatch
         hub("x", tmp_path).find(None)
 
 
-def test_a_name_belongs_to_the_hub_alone():
+def test_a_name_belongs_to_the_hub_alone(tmp_path: Path):
     with pytest.raises(RequestError, match=r"data\.name must be a data set of the hub, with data=hub and only there"):
-        settings(train="t.jsonl", name="x")
+        open_origin(settings(train="t.jsonl", name="x"), tmp_path)
     with pytest.raises(RequestError, match=r"data\.name"):
-        settings(kind="hub")
+        open_origin(settings(kind="hub"), tmp_path)
