@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+
+OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 
 class RequestError(ValueError):
@@ -14,3 +17,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def refuse(message: str) -> int:
+    """One or two lines on stderr, and the exit code of a wrong request."""
+    print("\n".join(message.strip().splitlines()[:2]), file=sys.stderr)
+    return WRONG

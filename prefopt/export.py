@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt.asked import ExportSettings
 from prefopt.config import command, read_keys
 from prefopt.errors import RequestError, nearest
-from prefopt.finished import Finished, finished_run
+from prefopt.files import read_json
+from prefopt.run import Finished, finished_run
+from prefopt.settings import ExportSettings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,7 +21,7 @@ def task(cfg: DictConfig) -> int:
     run = finished_run(str(asked.run))
     check_form(asked, run)
     check_out(Path(str(asked.out)).expanduser(), run)
-    from prefopt.exporting import export  # the heavy libraries, once the request is known to be sound
+    from prefopt.jobs.export import export  # the heavy libraries, once the request is known to be sound
 
     return export(asked, run)
 
@@ -41,9 +41,9 @@ def check_out(out: Path, run: Finished) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     lineage = out / "lineage.json"
-    earlier = json.loads(lineage.read_text("utf-8")) if lineage.is_file() else None
-    if earlier is None:
+    if not lineage.is_file():
         raise RequestError(f"out={out} exists and is no export of this run; name a new or empty folder")
+    earlier = read_json(lineage, f"out={out}", "; name a new or empty folder")
     if earlier.get("model_hash") != run.summary["model_hash"]:
         raise RequestError(f"out={out} holds an export of {earlier.get('run')}; name a new or empty folder")
 

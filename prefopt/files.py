@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from prefopt.errors import RequestError
+from prefopt.errors import RequestError, first_line
 
 
 @contextmanager
@@ -53,6 +53,17 @@ def check_can_be_made(folder: Path, key: str) -> None:
         raise RequestError(f"{key}={folder}: cannot be made: {getattr(error, 'strerror', None) or error}") from error
     if not may:
         raise RequestError(f"{key}={folder}: {there} cannot be written to; name another folder")
+
+
+def read_json(file: Path, named: str, way_out: str = "") -> dict[str, Any]:
+    """The object that a JSON file holds; one that was cut or overwritten is refused. named: "run=runs/mine"."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"{named}: its {file.name} cannot be read: {first_line(error)}{way_out}") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"{named}: its {file.name} is no object{way_out}")
+    return found
 
 
 def write_json(path: Path, content: Any) -> None:

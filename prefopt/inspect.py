@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prefopt.config import OK, Request, build_request, command
+from prefopt.config import build_request, command
 from prefopt.data.splits import SPLITS
 
 if TYPE_CHECKING:
@@ -26,35 +25,14 @@ def arguments() -> argparse.Namespace:
     return own
 
 
-def show(request: Request, own: argparse.Namespace) -> int:
-    """Prepare the data as training would, without training."""
-    from rich.console import Console
-
-    from prefopt.assemble import prepare_data
-    from prefopt.files import replacing
-    from prefopt.reports.rows import audit_view, legend, row_view
-
-    _, renderer, dataset = prepare_data(request)
-    rows: Any = getattr(dataset, own.split)
-    console = Console(highlight=False)
-    if own.html is not None:
-        console = Console(highlight=False, record=True, width=120, file=StringIO())
-    console.print(audit_view(dataset.audit))
-    console.print(legend())
-    for number, row in enumerate(rows[: own.rows]):
-        console.print(row_view(number, row, lambda i: str(renderer.tokenizer.decode([i])), renderer.end_ids))
-    if own.html is not None:
-        with replacing(own.html) as temporary:
-            temporary.write_text(console.export_html(), "utf-8")
-        print(f"page        {own.html}")
-    return OK
-
-
 def main() -> int:
     own = arguments()
 
     def task(cfg: DictConfig) -> int:
-        return show(build_request(cfg), own)
+        request = build_request(cfg)
+        from prefopt.jobs.inspect import show  # the heavy libraries, once the request is known to be sound
+
+        return show(request, own.split, own.rows, own.html)
 
     return command("train", task)
 

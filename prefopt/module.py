@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from prefopt.data.examples import Encoded
 from prefopt.errors import RequestError
-from prefopt.metrics.held_out import HeldOutTable
+from prefopt.metrics.held_out import HeldOutTable, measures
 from prefopt.metrics.rows import Entries, describe, weighted_means
 from prefopt.metrics.sums import Sums
 from prefopt.models.policy import Policy
@@ -134,6 +135,11 @@ class PreferenceModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.policy.train(self.trainer.training)
+
+    def held_out_measures(self, examples: Sequence[Encoded]) -> dict[str, float | None]:
+        """What summary.json says of a split, after a validation pass over it."""
+        losses = self.held_out_sums.compute()
+        return {"loss": sum(losses.values()), **measures(self.held_out.compute(), examples)}
 
     # ------------------------------------------------------------ checkpoints
 

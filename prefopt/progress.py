@@ -71,7 +71,12 @@ def _bars() -> Bars:
     return Bars(*columns, *extra, console=console, transient=True)
 
 
+def is_main_process() -> bool:
+    """Whether this is the one that a person started; a distributed run starts the others."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def say(sentence: str) -> None:
     """One line about what is going on, from the main process, on stderr."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_main_process():
         console.print(sentence, highlight=False, markup=False)

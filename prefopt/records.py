@@ -102,8 +102,8 @@ class Scores:
         for name in ("logps", "ref_logps", "values", "rewards"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _at_least_float32(value))
-        columns = {name: _at_least_float32(column) for name, column in self.columns.items()}
+                object.__setattr__(self, name, at_least_float32(value))
+        columns = {name: at_least_float32(column) for name, column in self.columns.items()}
         object.__setattr__(self, "columns", columns)
         if self.mask is not None:
             object.__setattr__(self, "mask", self.mask.bool())
@@ -240,7 +240,7 @@ def _given(name: str, value: Tensor | None) -> Tensor:
     return value
 
 
-def _at_least_float32(value: Tensor) -> Tensor:
+def at_least_float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefopt.asked import SampleSettings
-from prefopt.config import INTERRUPTED, command, read_keys
+from prefopt.config import command, read_keys
 from prefopt.data.prompts import read_prompts
-from prefopt.errors import RequestError
-from prefopt.finished import finished_run, judging_run
+from prefopt.errors import INTERRUPTED, RequestError
+from prefopt.run import finished_run, judging_run
+from prefopt.settings import SampleSettings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,7 +27,7 @@ def task(cfg: DictConfig) -> int:
     if asked.out and Path(asked.out).expanduser().exists():
         raise RequestError(f"out={asked.out} exists; name a new file")
     try:
-        from prefopt.sampling import sample  # the heavy libraries, once the request is known to be sound
+        from prefopt.jobs.sample import sample  # the heavy libraries, once the request is known to be sound
 
         return sample(asked, run, prompts)
     except KeyboardInterrupt:

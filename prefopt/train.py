@@ -16,7 +16,7 @@ def task(cfg: DictConfig) -> int:
     from prefopt.data.views import check_view
 
     check_view(request.objective.needs.data, request.origin.kinds())
-    from prefopt.training import train  # the heavy libraries, once the request is known to be sound
+    from prefopt.jobs.train import train  # the heavy libraries, once the request is known to be sound
 
     return train(request)
 

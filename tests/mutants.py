@@ -30,12 +30,12 @@ MODELS = tuple(
     f"tests/models/test_{name}.py" for name in ("reference", "references", "reward", "adapter", "files", "quant")
 )
 RENDERING = ("tests/data/test_render_templates.py", "tests/data/test_render.py")
-ADAPTERS = ("tests/data/test_adapters.py",)
+PUBLISHED = ("tests/data/test_published.py",)
 DATA = tuple(f"tests/data/test_{name}.py" for name in ("audit", "store", "views", "prepare", "shapes"))
 OWN = {  # beginnings of the files that are not mathematics
     "data/render": RENDERING,
     "data/template": RENDERING,
-    "data/adapters": ADAPTERS,
+    "data/published": PUBLISHED,
     "data/": DATA,
     "models/": MODELS,
     "callbacks/": MODELS,
@@ -359,11 +359,11 @@ MUTANTS = [
         ),
         ("the reference is added to", "+ (1 - mix) * weight", "+ weight"),
         ("leaks pass", "leaks = leaking(policy)", "leaks = []"),
-        ("dropout in the snapshot", "self._policy.eval()", "pass"),
+        ("dropout in the snapshot", "self._policy.evaluating(), ", ""),
     ),
     *of(
         "models/policy.py",
-        ("the adapter stays on", "with self.model.disable_adapter():", "if True:"),
+        ("the adapter stays on", ", self.model.disable_adapter():", ":"),
         ("an adapter in an adapter", 'if self.adapted and hasattr(self.causal, "get_base_model"):', "if False:"),
         ("4-bit weights counted by bytes", "p.numel() if state is None else state.shape.numel()", "p.numel()"),
     ),
@@ -381,7 +381,7 @@ MUTANTS = [
         ("two copies of one model", "start if own.at_start and type(own) is type(start) else own", "own"),
         ("the tokenizer may be larger", "if needed > rows:", "if needed > rows + 2:"),
         ("as large is too large", "if needed > rows:", "if needed >= rows:"),
-        ("a classifier speaks", 'if "lm" in heads and is_classifier(base.name):', "if False:"),
+        ("a classifier speaks", 'if "lm" in heads and is_classifier(base.name, base.key):', "if False:"),
         ("the head starts anew", "    init_from_classifier(policy, base.name, base.key)\n", ""),
         ("the base never moves", "if settings.sync_every is not None and needed:", "if False:"),
     ),
@@ -422,7 +422,7 @@ MUTANTS = [
     ),
     *of(
         "callbacks/sync.py",
-        ("synced on every micro-batch", "if between_steps and trainer", "if trainer"),
+        ("synced on every micro-batch", "if between_steps(trainer, batch_idx) and trainer", "if trainer"),
         ("synced on every step", "trainer.global_step % self.every == 0", "True"),
         ("forgotten on resume", "weight.copy_(state[name])", "pass"),
     ),
@@ -571,7 +571,7 @@ MUTANTS = [
         ("a tie has a winner", 'if extras.pop("tie", False):', 'if extras.pop("tie", None) is None:'),
     ),
     *of(
-        "data/adapters.py",
+        "data/published.py",
         ("the worse is chosen", "if second_is_better > 0", "if second_is_better < 0"),
         ("a tie is a win", "{} if second_is_better else", "{} if True else"),
         ("SHP turned round", '-1 if row["labels"] else 1', '1 if row["labels"] else -1'),

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prefopt import export
-from prefopt.config import FAILED, OK, WRONG
-from prefopt.exporting import tolerance
+from prefopt.errors import FAILED, OK, WRONG
+from prefopt.jobs.export import tolerance
 from prefopt.models.probe import Probe, difference
 from tests.models.saved import pairs_file, saved_model, trained
 
@@ -138,6 +138,9 @@ def test_an_earlier_export_of_the_run_is_replaced_and_nothing_else(runs, tmp_pat
     assert call(monkeypatch, f"run={run}", f"out={tmp_path / 'mine'}") == WRONG
     assert "exists and is no export of this run" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+    (tmp_path / "mine/lineage.json").write_text("{")
+    assert call(monkeypatch, f"run={runs['full']}", f"out={tmp_path / 'mine'}") == WRONG
+    assert "its lineage.json cannot be read" in capsys.readouterr().err
 
 
 def test_what_says_something_else_is_not_left_behind(runs, tmp_path, monkeypatch, capsys):

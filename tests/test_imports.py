@@ -14,19 +14,17 @@ from prefopt.objectives import names
 
 PACKAGE = Path(__file__).parents[1] / "prefopt"
 LAYERS = [
-    {"errors", "settings", "asked", "records", "schedules", "files", "progress"},
+    {"errors", "settings", "records", "schedules", "files", "progress"},
     {"objectives", "credit"},
-    {"scoring", "models", "data", "metrics", "rewards"},
+    {"scoring", "models", "data", "metrics"},
     {"module"},
-    {"callbacks", "evaluation", "fit", "run", "finished", "reports"},
-    {"guard"},
-    {"config"},
-    {"loading"},
-    {"assemble", "training", "exporting", "sampling", "chat"},
+    {"run"},
+    {"callbacks", "reports", "config"},
+    {"jobs"},
     {"train", "inspect", "export", "sample", "cli"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-HYDRA = {"config", "guard", "train"}
+HYDRA = {"config"}
 DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml"}  # where the package's name is not the distribution's
 
 

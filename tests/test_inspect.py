@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from prefopt import inspect
-from prefopt.config import OK, WRONG
 from prefopt.data.examples import Encoded, Example
+from prefopt.errors import OK, WRONG
 from prefopt.reports.rows import ENDS, WITH_LOSS, WITHOUT_LOSS, plain, row_view
 from tests.conftest import SMALL
 from tests.data.made import encode, pair

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from prefopt import cli
-from prefopt.config import FAILED, WRONG, command, config_dir
+from prefopt.config import command, config_dir
+from prefopt.errors import FAILED, WRONG
 from prefopt.train import task
 from tests.mistakes import places, requests, rows
 from tests.mistakes.asking import Mistake, left, pairs
@@ -154,7 +155,7 @@ def test_a_disk_that_fills_up(here: Path, sound, monkeypatch, capsys):
         monkeypatch.setattr("prefopt.files.tempfile.mkstemp", full)
         full()
 
-    monkeypatch.setattr("prefopt.training.prepare_parts", prepare)
+    monkeypatch.setattr("prefopt.jobs.train.prepare_parts", prepare)
     assert command("train", task) == FAILED
     told(capsys.readouterr().err, ("the run failed: OSError: [Errno 28]", "run cannot be written to: No space left"))
     assert json.loads((here / "run/summary.json").read_text())["status"] == "interrupted"
@@ -163,7 +164,7 @@ def test_a_disk_that_fills_up(here: Path, sound, monkeypatch, capsys):
 
 def test_a_summary_that_was_damaged(here: Path, sound, monkeypatch, capsys):
     """The run is somebody's: nothing in it is touched."""
-    monkeypatch.setattr("prefopt.training.prepare_parts", lambda request: full())
+    monkeypatch.setattr("prefopt.jobs.train.prepare_parts", lambda request: full())
     assert command("train", task) == FAILED
     (here / "run/summary.json").write_text("{")
     before = left(here)

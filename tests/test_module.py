@@ -9,11 +9,11 @@ import lightning as L
 import pytest
 import torch
 
-from prefopt.data.loader import Plan
-from prefopt.data.module import PreferenceData, held_out_loaders, micro_batches
+from prefopt.data.loader import Plan, micro_batches
+from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.views import view
 from prefopt.errors import RequestError
-from prefopt.evaluation import _log_ratios, read_held_out
+from prefopt.jobs.evaluate import _log_ratios
 from prefopt.models.policy import Policy
 from prefopt.models.reference import AdapterOff, reference_logps
 from prefopt.module import PreferenceModule
@@ -39,7 +39,7 @@ def test_held_out_loss_is_the_loss_of_all_rows_at_once(loss):
     examples = toy_examples(11)
     trainer = L.Trainer(accelerator="cpu", **QUIET)
     trainer.validate(module, held_out_loaders(examples, module.objective.needs.data, (), 4), verbose=False)
-    found = read_held_out(module, examples).measures
+    found = module.held_out_measures(examples)
     whole = view(module.objective.needs.data, examples).batch(range(11))
     with torch.no_grad():
         needs = module.objective.needs

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from prefopt import export, sample
-from prefopt.config import OK, compose_request
+from prefopt.config import compose_request
+from prefopt.errors import OK
+from prefopt.jobs.train import train
 from prefopt.objectives import get, names
-from prefopt.training import train
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[1]

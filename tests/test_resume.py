@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 
-from prefopt.callbacks.steps import TIMES
-from prefopt.config import INTERRUPTED, OK, compose_request
+from prefopt.config import compose_request
+from prefopt.errors import INTERRUPTED, OK
+from prefopt.jobs.train import train as trained_here
 from prefopt.module import PreferenceModule
-from prefopt.training import train as trained_here
 from tests.conftest import SMALL
 
+TIMES = ("seconds", "pairs_per_second", "tokens_per_second")  # the columns that differ from run to run
 STEPS = 20
 # What a resumed run may say differently: when it was resumed, and everything a clock or a memory gauge says.
 DIFFERS = {"resumed_at", "command", "train_seconds", "pairs_per_second", "tokens_per_second", "peak_memory_bytes"}

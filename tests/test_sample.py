@@ -14,15 +14,15 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoModelForSequenceClassification, GenerationConfig
 
 from prefopt import sample
-from prefopt.asked import SampleSettings
-from prefopt.assemble import build_module, prepare_parts
-from prefopt.chat import Shown
-from prefopt.config import INTERRUPTED, OK, WRONG, compose_request, config_dir, read_keys
+from prefopt.config import compose_request, config_dir, read_keys
 from prefopt.data.prompts import Prompt, read_prompts
-from prefopt.errors import RequestError
-from prefopt.finished import finished_run
-from prefopt.loading import open_judge, open_model, open_run
-from prefopt.sampling import Answers, judged, open_speaker
+from prefopt.errors import INTERRUPTED, OK, WRONG, RequestError
+from prefopt.jobs.assemble import build_module, prepare_parts
+from prefopt.jobs.chat import Shown
+from prefopt.jobs.loading import open_judge, open_model, open_run
+from prefopt.jobs.sample import Reply, judged, open_speaker
+from prefopt.run import finished_run
+from prefopt.settings import SampleSettings
 from tests.models.saved import pairs_file, saved_model, tokenizer, trained
 
 # Turns end in <end>, which neither the tokenizer nor the model's settings name as an end.
@@ -125,7 +125,7 @@ def test_what_the_judge_cannot_read_never_wins(made):
     assert found[0] != found[0]
     assert found[1] == found[1] != found[2]
     speaker = open_speaker(asked(f"run={made.run}", "best_of=2", f"reward.name={made.judge}"), finished_run(made.run))
-    assert speaker._kept(Prompt("w3 w4"), ["<|im_start|>", "w5"]) == Answers(["w5"], [pytest.approx(found[2])])
+    assert speaker._kept(Prompt("w3 w4"), ["<|im_start|>", "w5"]) == Reply(["w5"], [pytest.approx(found[2])])
 
 
 def test_sampling_stops_at_every_end(made, tmp_path):
@@ -236,7 +236,7 @@ def talk(monkeypatch, capsys, lines: list[str], *arguments: str) -> tuple[int, s
 def test_a_chat_remembers_until_it_is_reset(made, monkeypatch, capsys):
     """Every prompt is the template's rendering of all turns so far; EOF ends it well."""
     seen: list[str] = []
-    from prefopt.sampling import Speaker
+    from prefopt.jobs.sample import Speaker
 
     ids = Speaker.ids
     words = open_model(made.chats).base.tokenizer
@@ -297,14 +297,14 @@ def test_ctrl_c(made, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("prefopt.sampling.generate", stop)
+        patch.setattr("prefopt.jobs.sample.generate", stop)
         code, out, _ = talk(patch, capsys, ["w3", "w4"], f"run={made.run}", "max_new_tokens=3")
     assert (code, out) == (OK, "> \n> \n> \n")
     with monkeypatch.context() as patch:
         patch.setattr("builtins.input", stop)
         assert call(patch, f"run={made.run}") == OK
     with monkeypatch.context() as patch:
-        patch.setattr("prefopt.sampling.open_speaker", stop)
+        patch.setattr("prefopt.jobs.sample.open_speaker", stop)
         assert call(patch, f"run={made.run}") == INTERRUPTED
 
 
@@ -323,6 +323,23 @@ def test_model_text_does_not_steer_the_terminal(capsys):
             assert capsys.readouterr().out == "a\\x1b[31mred\\r\n"
     shown.end(Renderer().text(list(pieces)))
     assert capsys.readouterr().out == "é\\x07\\u202e end\t.\n"
+
+
+def test_folders_may_lie_under_the_home_folder(made, monkeypatch):
+    """transformers do not know `~`: a run's judge, a model and an adapter are named to them in full."""
+    monkeypatch.setenv("HOME", str(made.folder))
+    judge, run, base = (place.replace(str(made.folder), "~") for place in (made.judge, made.run, made.base))
+    assert judged(open_judge(judge), "w3", ["w5"]) == judged(open_judge(f"{judge}/model"), "w3", ["w5"])
+    assert open_model(base).policy().size() == open_model(made.base).policy().size()
+    assert open_model(f"{run}/model").base.adapter == f"{made.run}/model"
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "model/config.json"])
+def test_a_run_whose_files_were_cut_is_refused(made, tmp_path, name):
+    run = shutil.copytree(made.judge, tmp_path / "run")
+    (run / name).write_text('{"loss": ')
+    with pytest.raises(RequestError, match=rf"\Arun={run}\S*: its {Path(name).name} cannot be read: "):
+        assert finished_run(str(run)).judges
 
 
 # ---------------------------------------------------------------- wrong requests

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from prefopt.data.examples import Encoded, Example
-from prefopt.data.loader import Plan
-from prefopt.data.module import PreferenceData, micro_batches
+from prefopt.data.loader import Plan, micro_batches
+from prefopt.data.module import PreferenceData
 from prefopt.data.views import view
 from prefopt.models.policy import Policy
 from prefopt.models.reference import FrozenCopy

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 
-from prefopt.callbacks.steps import Steps
+from prefopt.callbacks.steps import Steps, between_steps
 from prefopt.files import replacing
 
 
@@ -38,8 +38,7 @@ class Checkpoints(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not between_steps:
+        if not between_steps(trainer, batch_idx):
             return
         if trainer.world_size > 1:  # a signal may have reached one rank alone
             self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)

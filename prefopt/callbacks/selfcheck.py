@@ -15,7 +15,7 @@ from torch import Tensor
 from prefopt.callbacks.steps import scaler_of
 from prefopt.errors import RequestError
 from prefopt.module import PreferenceModule
-from prefopt.records import Batch, Scores
+from prefopt.records import Batch, Scores, at_least_float32
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # nats per token; low precisions are given 0.2
 
@@ -35,14 +35,12 @@ class SelfCheck(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: PreferenceModule, batch: Batch, batch_idx: int) -> None:
         if trainer.global_step or batch_idx:
             return
-        with self._paused(), torch.no_grad():
-            module.policy.eval()
+        with self._paused(), module.policy.evaluating(), torch.no_grad():
             scores = module.score(batch)
             if scores.logps is not None:
                 _agrees_with_logits(module, batch, scores)
             if module.objective.needs.reference and module.reference.at_start:
                 _starts_at_reference(module, scores)
-            module.policy.train()
         self._before = {name: _glimpse(p) for name, p in module.policy.trainable().items()}
 
     def on_before_optimizer_step(
@@ -73,8 +71,7 @@ class SelfCheck(L.Callback):
 def _agrees_with_logits(module: PreferenceModule, batch: Batch, scores: Scores) -> None:
     """The first row, scored the textbook way with the model's own forward."""
     ids = torch.cat((batch.prompts()[int(batch.group[0])], batch.completions()[0]))
-    logits = module.policy.causal(input_ids=ids[None]).logits[0, :-1]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = at_least_float32(module.policy.causal(input_ids=ids[None]).logits[0, :-1])
     n = int(batch.completion_lengths[0])
     own = logits.log_softmax(-1).gather(1, ids[1:, None])[-n:, 0]
     _close("scoring and the model's own logits", scores.logps[0][scores.mask[0]], own)

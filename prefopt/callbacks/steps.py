@@ -20,7 +20,10 @@ from prefopt.module import PreferenceModule
 from prefopt.records import Batch
 from prefopt.run import peak_memory_bytes
 
-TIMES = ("seconds", "pairs_per_second", "tokens_per_second")  # the columns that differ from run to run
+
+def between_steps(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether the micro-batch was the last of its optimiser step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def scaler_of(trainer: L.Trainer) -> torch.amp.GradScaler | None:
@@ -96,7 +99,7 @@ class Steps(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: PreferenceModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not between_steps(trainer, batch_idx):
             return
         own = torch.tensor(float(self._step_tokens), device=module.device)
         step_tokens, self._step_tokens = int(trainer.strategy.reduce(own, reduce_op="sum")), 0

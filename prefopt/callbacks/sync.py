@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from prefopt.callbacks.steps import between_steps
 from prefopt.models.reference import Snapshot
 
 
@@ -22,8 +23,7 @@ class SyncReference(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if between_steps and trainer.global_step % self.every == 0:
+        if between_steps(trainer, batch_idx) and trainer.global_step % self.every == 0:
             self.reference.sync(self.mix)
 
     def state_dict(self) -> dict[str, Tensor]:

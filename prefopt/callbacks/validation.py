@@ -11,7 +11,6 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from prefopt.data.examples import Encoded
-from prefopt.evaluation import read_held_out
 from prefopt.files import write_lines
 from prefopt.module import PreferenceModule
 
@@ -33,7 +32,7 @@ class Validation(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: PreferenceModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        found = read_held_out(module, self.examples).measures
+        found = module.held_out_measures(self.examples)
         if not trainer.is_global_zero:
             return
         with self.path.open("a", encoding="utf-8") as stream:

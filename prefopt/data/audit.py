@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from itertools import combinations
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 from prefopt.data.examples import Encoded, Example, key
 
 Item = tuple[int, int, int]  # a prompt and two of its completions, or one and 0, by their keys
+
+
+def in_words(dropped: Mapping[str, int]) -> str:
+    """`3 too long, 1 tie`: how many rows, and why."""
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items())
 
 
 class Tally:

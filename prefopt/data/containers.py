@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import RequestError, nearest
+from prefopt.errors import RequestError, first_line, nearest
 
 Row = dict[str, Any]
 LONGEST_LINE = 2**24  # characters; a longer row is no example but a file without line breaks
@@ -34,13 +34,13 @@ def read_rows(path: str, setting: str) -> Iterator[tuple[str, Any]]:
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, Row]]:
-    for line, text in _lines(file):
+    for line, text in numbered_lines(file):
         if text.strip():
             yield line, _json(text, file, line)
 
 
 def _json_list(file: Path) -> Iterator[tuple[int, Row]]:
-    content = _json("".join(text for _, text in _lines(file, longest=-2)), file)
+    content = _json("".join(text for _, text in numbered_lines(file, longest=-2)), file)
     if not isinstance(content, list):
         raise RequestError(f"{file}: a .json file must hold a list of rows, this one holds {kind(content)}")
     return enumerate(content, 1)
@@ -49,7 +49,7 @@ def _json_list(file: Path) -> Iterator[tuple[int, Row]]:
 def _csv(file: Path) -> Iterator[tuple[int, Row]]:
     """A cell is text as it stands, whatever it looks like; an empty one is null."""
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader((text for _, text in _lines(file)), strict=True)
+    reader = csv.reader((text for _, text in numbered_lines(file)), strict=True)
     line = 1  # where the row begins, which may hold line breaks
     try:
         header = next(reader, [])
@@ -79,7 +79,7 @@ def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
                 for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020  (goes on counting)
                     yield number, row
     except (OSError, pyarrow.ArrowException) as error:
-        raise RequestError(f"{file}: cannot be read as parquet: {str(error).splitlines()[0]}") from error
+        raise RequestError(f"{file}: cannot be read as parquet: {first_line(error)}") from error
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
@@ -91,7 +91,7 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
 }
 
 
-def _lines(file: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, str]]:
+def numbered_lines(file: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, str]]:
     """longest: bytes that a line may have; -2 for any number."""
     opener = gzip.open if file.name.lower().endswith(".gz") else open
     line = 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+KINDS = ("demonstrations", "pairs", "labels")
 Message = dict[str, str]
 Text = str | tuple[Message, ...] | list[Message]
 
@@ -41,6 +42,12 @@ class Example:
     @property
     def is_tie(self) -> bool:
         return self.target == 0.5 or (self.is_pair and self.scores[0] == self.scores[-1])
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What it can be shown as."""
+        fits = {"demonstrations": self.good(0), "pairs": self.is_pair, "labels": True}
+        return frozenset(kind for kind in KINDS if fits[kind])
 
     @property
     def confidence(self) -> float:

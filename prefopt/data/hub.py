@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from prefopt.data.adapters import VERSION, Adapter, adapter_for, adapter_key
 from prefopt.data.examples import digest
+from prefopt.data.published import VERSION, Adapter, adapter_for, adapter_key
 from prefopt.data.splits import SPLITS
-from prefopt.errors import RequestError, nearest
+from prefopt.errors import RequestError, first_line, nearest
 from prefopt.settings import DataSettings
 
 USUAL = {"train": ("train",), "val": ("validation", "val", "dev", "valid"), "test": ("test",)}
@@ -32,7 +32,7 @@ def hub_tables(settings: DataSettings, left_out: Counter[str]) -> tuple[Tables, 
     try:
         found = datasets.load_dataset(published, **part, revision=settings.revision)
     except (DatasetNotFoundError, ValueError, OSError, ConnectionError) as error:
-        raise RequestError(f"data.name={name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise RequestError(f"data.name={name}: cannot be loaded: {first_line(error)}") from error
     chosen = {split: found[title] for split, title in _titles(settings, adapter, list(found)).items()}
     tables: Tables = {
         split: (f"{name} ({table.split})", _rows(name, split, table, adapter, left_out))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,12 @@ class Plan:
     batch_size: int
     steps: int
     seed: int
+
+    @classmethod
+    def of(cls, rows: int, batch_size: int, max_steps: int | None, max_epochs: float, seed: int) -> Plan:
+        """max_epochs: of data, counted where max_steps is not given."""
+        steps = max_steps or math.ceil(max_epochs * -(-rows // batch_size))
+        return cls(rows, batch_size, steps, seed)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,23 +59,34 @@ def _order(rows: int, seed: int) -> list[int]:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def share(batch_size: int, world: int) -> int:
+    """The most rows of a step that a rank has."""
+    return -(-batch_size // world)
+
+
+def micro_batches(batch_size: int, micro_batch_size: int | None, world: int) -> int:
+    """Micro-batches of a step on one rank; None: its share is one."""
+    return -(-batch_size // ((micro_batch_size or share(batch_size, world)) * world))
+
+
 class StepLoader:
     """Micro-batches of one rank, each with the counts of its whole step.
 
     Every step has the same number of micro-batches on every rank, which is what the Trainer accumulates over; a rank
     that runs out of rows repeats one with weight 0. The length is that of the whole run, also when it starts later.
+    micro_batch_size: None for all of a rank's rows at once.
     """
 
     def __init__(
-        self, view: View, plan: Plan, micro_batch_size: int, rank: int = 0, world: int = 1, start: int = 0
+        self, view: View, plan: Plan, micro_batch_size: int | None, rank: int = 0, world: int = 1, start: int = 0
     ) -> None:
-        self.view, self.plan = view, plan
-        self.micro_batch_size, self.rank, self.world, self.start = micro_batch_size, rank, world, start
+        self.view, self.plan, self.rank, self.world, self.start = view, plan, rank, world, start
+        self.micro_batch_size = micro_batch_size or share(plan.batch_size, world)
 
     @property
     def micro_batches(self) -> int:
         """Per optimiser step and rank."""
-        return -(-self.plan.batch_size // (self.micro_batch_size * self.world))
+        return micro_batches(self.plan.batch_size, self.micro_batch_size, self.world)
 
     def __len__(self) -> int:
         return self.plan.steps * self.micro_batches

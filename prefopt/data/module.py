@@ -23,9 +23,8 @@ class PreferenceData(L.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """Begins at the step the trainer stands at, so that a resumed run sees what it would have seen."""
-        trainer = self.trainer
-        micro = self.micro_batch_size or -(-self.plan.batch_size // trainer.world_size)
-        return StepLoader(self.train, self.plan, micro, trainer.global_rank, trainer.world_size, trainer.global_step)
+        where = (self.trainer.global_rank, self.trainer.world_size, self.trainer.global_step)
+        return StepLoader(self.train, self.plan, self.micro_batch_size, *where)
 
     def val_dataloader(self) -> list[HeldOutLoader]:
         if not self.val:
@@ -42,8 +41,3 @@ def held_out_loaders(
     shown = view("pairs" if examples[0].example.is_pair else "labels", examples, columns)
     own = [] if data == shown.data else [view(data, examples, columns)]
     return [HeldOutLoader(v, batch_size, rank, world) for v in (shown, *own)]
-
-
-def micro_batches(batch_size: int, micro_batch_size: int | None, world: int) -> int:
-    """Micro-batches of a step on one rank."""
-    return -(-batch_size // ((micro_batch_size or -(-batch_size // world)) * world))

@@ -15,17 +15,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from prefopt.data.containers import read_rows
-from prefopt.data.examples import Example, digest
+from prefopt.data.examples import KINDS, Example, digest
 from prefopt.data.shapes import examples_of
 from prefopt.data.splits import SPLITS, Splits
 from prefopt.data.world import World, label, temperature_for
 from prefopt.errors import RequestError
 from prefopt.files import cached_folder
 from prefopt.settings import DataSettings
+from prefopt.settings.checks import one_of, require
 
 VERSION = 1  # a change in what the same files mean must change it: prepared data are found by it
+WORLD_VERSION = 2  # likewise of the pairs that are sampled from the same world
 LONGEST = 16  # tokens of the world's longest answer, its end token included, rounded up
-KINDS = ("demonstrations", "pairs", "labels")
 Write = Callable[[list[str], int, int], list[str]]  # (prompts, most new tokens, seed) to answers
 Writer = Callable[[], tuple[str, Write]]  # the name of some weights, and answers sampled from them
 
@@ -55,16 +56,36 @@ class Origin(Protocol):
 
 
 def open_origin(settings: DataSettings, cache: Path) -> Origin:
-    if settings.kind == "controlled":
-        return Controlled(settings, cache)
-    if settings.kind == "hub":
-        from prefopt.data.hub import hub_tables
+    """RequestError where what it needs is not given, or what it does not read is."""
+    one_of(settings.kind, "data.kind", tuple(ORIGINS))
+    named = (settings.kind == "hub") == bool(settings.name)
+    require(named, "data.name", "a data set of the hub, with data=hub and only there", settings.name)
+    return ORIGINS[settings.kind](settings, cache)
 
-        left_out = Counter[str]()
-        return Recorded(settings, partial(hub_tables, settings, left_out), local=False, left_out=left_out)
+
+def _controlled(settings: DataSettings, cache: Path) -> Origin:
+    for name in SPLITS:
+        path = getattr(settings, name)
+        require(path is None, f"data.{name}", "left out of the controlled world; files go with data=jsonl", path)
+    return Controlled(settings, cache)
+
+
+def _files(settings: DataSettings, cache: Path) -> Origin:
+    given = bool(settings.train)
+    require(given, "data.train", "a file of pairs or labels, e.g. data.train=pairs.jsonl", settings.train)
     files = {name: path for name in SPLITS if (path := getattr(settings, name))}
     tables: Tables = {name: (path, partial(read_rows, path, f"data.{name}")) for name, path in files.items()}
     return Recorded(settings, lambda: (tables, partial(_bytes_hash, files)))
+
+
+def _hub(settings: DataSettings, cache: Path) -> Origin:
+    from prefopt.data.hub import hub_tables
+
+    left_out = Counter[str]()
+    return Recorded(settings, partial(hub_tables, settings, left_out), local=False, left_out=left_out)
+
+
+ORIGINS = {"controlled": _controlled, "jsonl": _files, "hub": _hub}  # by data.kind
 
 
 Tables = dict[str, tuple[str, Callable[[], Iterable[tuple[str, Any]]]]]  # by split: a name, and ("where", row) of each
@@ -101,7 +122,7 @@ class Recorded:
                 reason = _useless(example)
                 seen[reason] += 1
                 if not reason:
-                    self._kinds.update(_shows(example))
+                    self._kinds.update(example.kinds)
                 yield name, example
             what = "prompts" if self.settings.group else "rows"
             self._notes[name] = f"data.{name}: {count} {what} of {title}, read as {shape[0]}"
@@ -171,7 +192,7 @@ class Controlled:
     def find(self, writer: Writer) -> Found:
         """Sampled once per writer and settings, then read from the cache."""
         name, write = writer()
-        key = digest([name, json.dumps(asdict(self.settings.world)), str(self.settings.seed), "2"])[:20]
+        key = digest([name, json.dumps(asdict(self.settings.world)), str(self.settings.seed), str(WORLD_VERSION)])[:20]
         folder = cached_folder(self.cache / "world" / key, lambda empty: self._sample(write, empty))
         splits = Splits(lambda: _read_world(folder / "pairs.jsonl"), self.settings.held_out)
         return Found(splits, key, [f"controlled world: {self.settings.world.pairs} training pairs"], self.world.gold)
@@ -232,11 +253,6 @@ def _useless(example: Example) -> str:
     if example.is_pair and example.completions[0] == example.completions[-1]:
         return "identical pair"
     return "tie" if example.is_tie else ""
-
-
-def _shows(example: Example) -> set[str]:
-    shown = {"demonstrations": example.good(0), "pairs": example.is_pair, "labels": True}
-    return {kind for kind in KINDS if shown[kind]}
 
 
 def _bytes_hash(files: dict[str, str]) -> str:

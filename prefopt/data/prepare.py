@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prefopt.data.audit import Tally
+from prefopt.data.audit import Tally, in_words
 from prefopt.data.examples import Encoded, Example, digest, key
 from prefopt.data.splits import SPLITS, Splits
 from prefopt.data.store import Stored, writing
@@ -66,11 +66,7 @@ class Dataset:
     def counts(self) -> dict[str, int]:
         """Training rows by label, for `Objective.warnings`."""
         train = self.audit["splits"]["train"]
-        return {
-            "examples": train["rows"],
-            "desirable": train["desirable"],
-            "undesirable": train["undesirable"],
-        }
+        return {name: train[name] for name in ("desirable", "undesirable")}
 
 
 def prepared(splits: Splits, fingerprint: str, encoder: Encoder, recipe: Recipe, cache: Path) -> Dataset:
@@ -132,7 +128,7 @@ def _ids(encoded: Encoded) -> bytes:
 
 
 def _check(reports: dict[str, dict[str, Any]], rows: int, dropped: Counter[str]) -> None:
-    reasons = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in dropped.most_common()) or "it was empty"
+    reasons = in_words(dict(dropped.most_common())) or "it was empty"
     if not reports["train"]["rows"]:
         raise RequestError(f"no training row is left of {rows}: {reasons}")
     for name in SPLITS:

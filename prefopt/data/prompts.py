@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.data.containers import _lines, kind, read_rows
+from prefopt.data.containers import kind, numbered_lines, read_rows
 from prefopt.data.examples import Text
-from prefopt.data.shapes import _messages, _text
+from prefopt.data.shapes import messages_of, text_of
 from prefopt.errors import RequestError, nearest
 
 
@@ -32,7 +32,9 @@ def read_prompts(path: str, setting: str) -> list[Prompt]:
 
 
 def _text_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    return ((f"{file}:{number}", {"prompt": line.rstrip("\r\n")}) for number, line in _lines(file) if line.strip())
+    for number, line in numbered_lines(file):
+        if line.strip():
+            yield f"{file}:{number}", {"prompt": line.rstrip("\r\n")}
 
 
 def _prompt(row: Any, where: str) -> Text:
@@ -45,8 +47,8 @@ def _prompt(row: Any, where: str) -> Text:
         raise RequestError(f"{where}: no column prompt or messages{near}\nfound: {', '.join(row) or 'nothing'}")
     try:
         if name == "prompt" and not isinstance(row[name], list):
-            return _text(name, row[name])
-        turns = _messages(row[name])
+            return text_of(name, row[name])
+        turns = messages_of(row[name])
     except ValueError as error:
         raise RequestError(f"{where}: {error}") from error
     asked = turns[:-1] if turns[-1]["role"] == "assistant" else turns

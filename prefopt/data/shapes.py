@@ -116,7 +116,7 @@ def _example(shape: Shape, row: Row, where: str) -> Example:
 
 def _optional(name: str, value: Any) -> Any:
     if name in ("slice", "annotator"):
-        return _text(name, str(value))
+        return text_of(name, str(value))
     if name == "tie":
         return _truth(name, value)
     return _number(name, value, 0.0)
@@ -133,12 +133,12 @@ def _implicit_pair(row: Row) -> Fields:
     """The prompt stands inside both sides: messages up to the last turn, or text up to the last shared turn mark."""
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, list) and isinstance(rejected, list):
-        prompt: Text = _messages(chosen)[:-1]
-        if not prompt or prompt != _messages(rejected)[:-1]:
+        prompt: Text = messages_of(chosen)[:-1]
+        if not prompt or prompt != messages_of(rejected)[:-1]:
             raise ValueError("chosen and rejected must be the same messages up to their last one, which answers them")
         answers = [_answer("chosen", chosen[-1:]), _answer("rejected", rejected[-1:])]
     else:
-        prompt, *answers = _split_text(_text("chosen", chosen), _text("rejected", rejected))
+        prompt, *answers = _split_text(text_of("chosen", chosen), text_of("rejected", rejected))
     return {"prompt": prompt, "completions": tuple(answers), "scores": (1.0, 0.0)}
 
 
@@ -208,7 +208,7 @@ def _demonstration(row: Row, answer: str = "completion") -> Fields:
 
 def _conversation(row: Row) -> Fields:
     """A whole conversation: its last message answers the ones before. kto_tag, where there is one, judges it."""
-    messages = _messages(row["messages"])
+    messages = messages_of(row["messages"])
     if len(messages) < 2:
         raise ValueError("column 'messages' must hold a question and its answer")
     answer = _answer("messages", row["messages"])
@@ -221,7 +221,7 @@ def _conversation(row: Row) -> Fields:
 
 def _with_instruction(row: Row) -> Row:
     """LLaMA-Factory's and Alpaca's columns: the prompt is instruction, input below it, after system and history."""
-    asked = "\n".join(_text(name, row[name]) for name in ("instruction", "input") if row.get(name))
+    asked = "\n".join(text_of(name, row[name]) for name in ("instruction", "input") if row.get(name))
     past = [
         {"role": role, "content": text}
         for turn in row.get("history") or []
@@ -235,8 +235,8 @@ def _with_instruction(row: Row) -> Row:
 def _under_prompt(row: Row, *names: str) -> Fields:
     """The prompt and the answers in these columns. An answer may repeat the dialogue, which then is the prompt."""
     value = row["prompt"]
-    prompt = _messages(value) if isinstance(value, list) else _text("prompt", value)
-    before = [found for name in names if isinstance(row[name], list) and (found := _messages(row[name])[:-1])]
+    prompt = messages_of(value) if isinstance(value, list) else text_of("prompt", value)
+    before = [found for name in names if isinstance(row[name], list) and (found := messages_of(row[name])[:-1])]
     if before:
         known = (before[0], before[0][0]["content"], before[0][-1]["content"])
         if prompt not in known or any(other != before[0] for other in before):
@@ -250,14 +250,14 @@ def _answer(name: str, value: Any) -> str:
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):
-        last = _messages(value)[-1]
+        last = messages_of(value)[-1]
         if last["role"] != "assistant":
             raise ValueError(f"column {name!r} must end in a message of the assistant, not of {last['role']!r}")
         return last["content"]
-    return _text(name, value)
+    return text_of(name, value)
 
 
-def _messages(value: list[Any]) -> tuple[Message, ...]:
+def messages_of(value: list[Any]) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError("messages must be a list that holds at least one")
     found = []
@@ -266,14 +266,14 @@ def _messages(value: list[Any]) -> tuple[Message, ...]:
             message = {"role": ROLES.get(message["from"], message["from"]), "content": message["value"]}
         if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
             raise ValueError(f"a message must be {{'role': …, 'content': …}}, got {message!r:.80}")
-        found.append({"role": _text("role", message["role"]), "content": _text("content", message["content"])})
+        found.append({"role": text_of("role", message["role"]), "content": text_of("content", message["content"])})
     return tuple(found)
 
 
 # ---------------------------------------------------------------- values
 
 
-def _text(name: str, value: Any) -> str:
+def text_of(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"column {name!r} must be text, got {kind(value)}")
     try:

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.data.examples import Message
-from prefopt.errors import RequestError
+from prefopt.errors import RequestError, first_line
 
 PROBE = "prefopt-probe"  # an answer that no template changes or contains
 # Some templates write today's date (Llama 3.2, SmolLM3, Granite): the same rows would be other tokens tomorrow, and a
@@ -113,8 +113,7 @@ class ChatTemplate:
                 )
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:  # roles and orders that it does not know
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RequestError(f"{source}: the chat template refuses these messages: {reason}") from error
+            raise RequestError(f"{source}: the chat template refuses these messages: {first_line(error)}") from error
 
 
 def _letters(text: str) -> str:

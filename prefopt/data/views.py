@@ -10,7 +10,7 @@ import torch
 
 from prefopt.data.examples import Encoded, key
 from prefopt.errors import RequestError
-from prefopt.records import Batch, Columns
+from prefopt.records import HALVED, Batch, Columns
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class View:
     def _columns(self, places: list[tuple[int, int]], filler: bool) -> Columns:
         """Columns of all rows; those of a half are cut to [N/2]."""
         examples = [self.examples[i].example for i, _ in places]
-        half = len(places) // 2 if self.data in ("pairs", "labels") else len(places)
+        half = len(places) // 2 if self.data in HALVED else len(places)
         soft = "target" in self.columns
         columns: Columns = {
             "weight": torch.tensor(
@@ -73,7 +73,7 @@ def view(data: str, examples: Sequence[Encoded], columns: Iterable[str] = ()) ->
     check_view(data)
     rows, given = [], {"target"}
     for i, encoded in enumerate(examples):
-        if _SHOWS[data](encoded):
+        if data in encoded.example.kinds:
             rows.append(i)
         if encoded.example.margin is not None:
             given.add("margin")  # of any example, so that every batch has the same columns
@@ -133,9 +133,4 @@ _WANTED = {
     "demonstrations": "completions judged good",
     "pairs": "pairs (chosen and rejected)",
     "labels": "labelled completions",
-}
-_SHOWS = {
-    "demonstrations": lambda encoded: encoded.example.good(0),
-    "pairs": lambda encoded: encoded.example.is_pair,
-    "labels": lambda encoded: True,
 }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from prefopt.metrics.rows import won
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -35,8 +37,7 @@ def answer_measures(answers: Answers, base: Answers | None = None) -> dict[str, 
     gold = (None, None) if answers.gold is None else _mean(answers.gold, answers.per_prompt)
     wins = None
     if base is not None and base.gold is not None and answers.gold is not None:
-        difference = answers.gold - base.gold
-        wins = float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+        wins = float(np.mean(won(answers.gold - base.gold)))
     return {
         "length": float(np.mean([len(ids) for ids in answers.ids])),
         "distinct_2": distinct(answers.ids, 2),

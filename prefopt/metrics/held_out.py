@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 
 from prefopt.data.examples import Encoded
+from prefopt.metrics.rows import won
 from prefopt.records import Scores
 
 FIELDS = ("row", "place", "length", "reward", "logp", "ref_logp")
@@ -80,9 +81,8 @@ def measures(table: dict[str, np.ndarray], examples: Sequence[Encoded]) -> dict[
 def _pair_accuracy(values: np.ndarray, good: np.ndarray, weight: np.ndarray) -> float:
     """Rows of a pair stand together in the table, the chosen one first. nan where no pair has any weight."""
     difference = values[good] - values[~good]
-    right = (difference > 0) + 0.5 * (difference == 0)
     known = np.isfinite(difference).all() and weight[good].sum() > 0
-    return float(np.average(right, weights=weight[good])) if known else float("nan")
+    return float(np.average(won(difference), weights=weight[good])) if known else float("nan")
 
 
 def _area(values: np.ndarray, good: np.ndarray, weight: np.ndarray) -> float:
@@ -108,12 +108,12 @@ def gold_measures(table: dict[str, np.ndarray], examples: Sequence[Encoded]) -> 
     label_gap = gold[:, 0] - gold[:, -1]
     reward_gap = table["reward"][::2] - table["reward"][1::2]
     apart = label_gap != 0
-    ceiling = float(np.mean((label_gap > 0) + 0.5 * (label_gap == 0)))
-    accuracy = float(np.mean((reward_gap > 0) + 0.5 * (reward_gap == 0)))
+    ceiling = float(np.mean(won(label_gap)))
+    accuracy = float(np.mean(won(reward_gap)))
     agrees = np.sign(label_gap[apart]) * reward_gap[apart]
     return {
         "pairs": len(rows),
         "ceiling": ceiling,
         "accuracy_of_ceiling": accuracy / ceiling,
-        "accuracy_true": float(np.mean((agrees > 0) + 0.5 * (agrees == 0))),
+        "accuracy_true": float(np.mean(won(agrees))),
     }

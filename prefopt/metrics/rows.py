@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from torch import Tensor
 
 from prefopt.records import Scores
@@ -28,6 +29,11 @@ def weighted_means(values: Mapping[str, Tensor], scores: Scores) -> Entries:
 def wins(difference: Tensor) -> Tensor:
     """1 where the difference is positive, one half at a tie. Keeps the shape."""
     return (difference > 0).double() + 0.5 * (difference == 0).double()
+
+
+def won(difference: np.ndarray) -> np.ndarray:
+    """The same of an array."""
+    return (difference > 0) + 0.5 * (difference == 0)
 
 
 def _pairs(scores: Scores, reward: Tensor) -> Entries:

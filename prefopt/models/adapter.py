@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from prefopt.errors import RequestError, nearest
-from prefopt.models.files import ADAPTER, find, read_json
+from prefopt.errors import RequestError, first_line, nearest
+from prefopt.models.files import ADAPTER, expanded, find, looks_like_path, stored_json
 from prefopt.settings import ALL_LINEAR, AdapterSettings
 
 LINEAR = (nn.Linear, Conv1D)
@@ -23,7 +23,7 @@ def new_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
     try:
         return get_peft_model(model, lora_config(model, settings))
     except ValueError as error:
-        raise RequestError(f"model.adapter: {str(error).strip().splitlines()[0]}") from error
+        raise RequestError(f"model.adapter: {first_line(error)}") from error
 
 
 def continued(model: PreTrainedModel, folder: str, dropout: float = 0.0, trainable: bool = False) -> PeftModel:
@@ -36,10 +36,9 @@ def continued(model: PreTrainedModel, folder: str, dropout: float = 0.0, trainab
     try:
         return PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable, low_cpu_mem_usage=False)
     except (ValueError, RuntimeError, OSError) as error:
-        lines = [line.strip() for line in str(error).strip().splitlines()]
-        raise RequestError(
-            f"model.adapter.start={folder} does not fit the base: {next(iter(lines[1:2]), lines[0])}"
-        ) from error
+        lines = str(error).strip().splitlines()  # torch says the reason after a headline
+        why = lines[1].strip() if len(lines) > 1 else first_line(error)
+        raise RequestError(f"model.adapter.start={folder} does not fit the base: {why}") from error
 
 
 def check_adapter(skeleton: PreTrainedModel, settings: AdapterSettings) -> None:
@@ -58,7 +57,7 @@ def check_adapter(skeleton: PreTrainedModel, settings: AdapterSettings) -> None:
 
 def adapter_file(folder: str, key: str) -> dict[str, Any]:
     """The configuration of a saved adapter; refuse a folder that holds none, or not all of it."""
-    config = read_json(folder, "adapter_config.json")
+    config = stored_json(folder, "adapter_config.json", key)
     if config is None:
         raise RequestError(f"{key}={folder}: no adapter_config.json there, so no adapter")
     if find(folder, ADAPTER) is None:
@@ -69,8 +68,8 @@ def adapter_file(folder: str, key: str) -> dict[str, Any]:
 def base_of(folder: str, key: str) -> str:
     """The name of the model that a saved adapter belongs to."""
     name = adapter_file(folder, key).get("base_model_name_or_path")
-    looks_like_path = bool(name) and (Path(name).is_absolute() or name.startswith("."))
-    if not name or (looks_like_path and not Path(name).is_dir()):
+    name = expanded(name) if name else ""
+    if not name or (looks_like_path(name) and not Path(name).is_dir()):
         raise RequestError(
             f"{key}={folder} is an adapter of {name or 'a model it does not name'}, which is not there\n"
             f"name its base: model.name=BASE model.adapter.start={folder}"

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prefopt.errors import RequestError
+from prefopt.errors import RequestError, first_line
 from prefopt.models.adapter import continued
 from prefopt.models.files import need_bitsandbytes, stored_weights
 from prefopt.models.policy import Policy
@@ -132,10 +132,6 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
         one.update(flat.view(torch.uint8).numpy().data)
         found.append(one.hexdigest())
     return hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    return next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)
 
 
 def _without_dropout(model: PreTrainedModel) -> PreTrainedModel:

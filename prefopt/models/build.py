@@ -12,10 +12,17 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from prefopt.errors import RequestError
 from prefopt.models.adapter import adapter_file, base_of, check_adapter, continued, new_adapter
 from prefopt.models.base import Base, explained
-from prefopt.models.files import check_folder, check_weights, need_bitsandbytes, read_json
+from prefopt.models.files import (
+    check_folder,
+    check_weights,
+    expanded,
+    is_adapter,
+    is_classifier,
+    need_bitsandbytes,
+)
 from prefopt.models.policy import Policy
 from prefopt.models.reference import AdapterOff, FrozenCopy, Reference, Snapshot, leaking
-from prefopt.models.reward import init_from_classifier, is_classifier
+from prefopt.models.reward import init_from_classifier
 from prefopt.progress import say
 from prefopt.settings import AdapterSettings, ModelSettings
 
@@ -24,9 +31,10 @@ def load_base(name: str, dtype: str, trust_remote_code: bool = False, key: str =
     """A Hugging Face causal LM: a hub name or a folder. Everything that can be told without loading its weights is told
     here. The folder of an adapter stands for its base with that adapter to continue.
     """
+    name = expanded(name)
     check_folder(name, key)
     start = None
-    if read_json(name, "adapter_config.json") is not None and read_json(name, "config.json") is None:
+    if is_adapter(name):
         start, name = name, base_of(name, key)
     with explained(key, name):
         AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -59,7 +67,7 @@ def with_settings(base: Base, settings: ModelSettings) -> Base:
     if adapter.start is not None:
         if start is not None:
             raise RequestError(f"model.adapter.start={adapter.start}, but model.name={start} is an adapter too")
-        start = adapter.start
+        start = expanded(adapter.start)
     if start is None:
         check_adapter(base.skeleton(), adapter)
     else:
@@ -77,7 +85,7 @@ def _tell_continued(base: Base, start: str) -> None:
 
 def build_policy(base: Base, adapter: AdapterSettings | None, heads: frozenset[str], seed: int) -> Policy:
     """The model that trains. seed: of the adapter's and the heads' first weights."""
-    if "lm" in heads and is_classifier(base.name):
+    if "lm" in heads and is_classifier(base.name, base.key):
         raise RequestError(f"{base.key}={base.name} is a reward model without a language head, which this loss needs")
     causal = base.causal()
     torch.manual_seed(seed)

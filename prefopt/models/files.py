@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from prefopt.errors import RequestError, nearest
+from prefopt.files import read_json
 
 if TYPE_CHECKING:  # requests are checked before torch is loaded
     from torch import Tensor
@@ -18,16 +19,35 @@ if TYPE_CHECKING:  # requests are checked before torch is loaded
 SAFE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 
 
-def read_json(name: str, file: str) -> dict[str, Any] | None:
+def expanded(name: str) -> str:
+    """A folder or hub name as transformers and PEFT take it: they do not know `~`."""
+    return os.path.expanduser(name)
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name can be no hub's."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+
+
+def is_adapter(name: str) -> bool:
+    return find(name, "adapter_config.json") is not None and find(name, "config.json") is None
+
+
+def is_classifier(name: str, key: str) -> bool:
+    architectures = (stored_json(name, "config.json", key) or {}).get("architectures") or [""]
+    return str(architectures[0]).endswith("ForSequenceClassification")
+
+
+def stored_json(name: str, file: str, key: str) -> dict[str, Any] | None:
     """A JSON file of a folder or hub name; None where there is none."""
     path = find(name, file)
-    return json.loads(Path(path).read_text("utf-8")) if path else None
+    return read_json(Path(path), f"{key}={name}") if path else None
 
 
 def find(name: str, file: str) -> str | None:
     """Where a file of a folder or hub name lies on this machine, fetched if need be; None where there is none."""
-    if Path(name).expanduser().is_dir():
-        path = Path(name).expanduser() / file
+    if Path(name).is_dir():
+        path = Path(name) / file
         return str(path) if path.is_file() else None
     from transformers.utils.hub import cached_file
 
@@ -45,7 +65,7 @@ def find(name: str, file: str) -> str | None:
 
 def check_folder(name: str, key: str) -> None:
     """Refuse, with what was probably meant, a path that holds no model."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.is_dir():
         _check_missing(path, name, key)
         return
@@ -55,9 +75,9 @@ def check_folder(name: str, key: str) -> None:
 
 def check_local(name: str, key: str) -> None:
     """What can be told of a folder's files at once; a hub name is not looked up."""
+    name = expanded(name)
     check_folder(name, key)
-    path = Path(name).expanduser()
-    if (path / "config.json").is_file():
+    if (Path(name) / "config.json").is_file():
         check_weights(name, key)
 
 
@@ -99,7 +119,7 @@ def _places(name: str, key: str, adapter: bool = False) -> dict[str, str]:
     if whole is not None:
         with safe_open(whole, framework="pt") as file:
             return dict.fromkeys(file.keys(), whole)
-    index = None if adapter else read_json(name, INDEX)
+    index = None if adapter else stored_json(name, INDEX, key)
     if index is None:
         raise RequestError(f"{key}={name}: no {ADAPTER if adapter else SAFE} there")
     shards = {shard: find(name, shard) for shard in set(index["weight_map"].values())}
@@ -111,9 +131,8 @@ def _places(name: str, key: str, adapter: bool = False) -> dict[str, str]:
 
 def _check_missing(path: Path, name: str, key: str) -> None:
     """A hub name is no folder, so only what can be nothing but a path is refused here."""
-    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     near = _meant(path)
-    if looks_like_path or (near and path.parent != Path()):
+    if looks_like_path(name) or (near and path.parent != Path()):
         raise RequestError(f"{key}={name}: no such folder{near}")
 
 

@@ -83,15 +83,20 @@ class Policy(nn.Module):
             return head(hidden.to(head.weight.dtype)).squeeze(-1)
 
     @contextmanager
-    def adapter_off(self) -> Iterator[None]:
-        """The model as it was before its adapter; no training mode, no dropout; restored whatever happens."""
+    def evaluating(self) -> Iterator[None]:
+        """No training mode, no dropout; restored whatever happens."""
         was_training = self.training
         self.eval()
         try:
-            with self.model.disable_adapter():
-                yield
+            yield
         finally:
             self.train(was_training)
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """The model as it was before its adapter, evaluating."""
+        with self.evaluating(), self.model.disable_adapter():
+            yield
 
     def size(self) -> int:
         """Weights, those in 4 bits counted one by one."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prefopt.data.examples import Encoded
 from prefopt.models.policy import Policy
+from prefopt.records import at_least_float32
 
 FILE = "probe.safetensors"
 ROWS, LONGEST = 8, 256  # rows, and tokens of each
@@ -58,13 +59,8 @@ def probe_rows(examples: Sequence[Encoded]) -> list[Tensor]:
 @torch.no_grad()
 def record(policy: Policy, texts: list[Tensor]) -> Probe:
     """What a policy says by the functions it trained with; 4-bit weights are multiplied in float32."""
-    was_training = policy.training
-    policy.eval()
-    try:
-        with _exactly(policy):
-            rows = [_said(policy, text.to(policy.device)) for text in texts]
-    finally:
-        policy.train(was_training)
+    with policy.evaluating(), _exactly(policy):
+        rows = [_said(policy, text.to(policy.device)) for text in texts]
     return Probe(texts, _stacked(rows))
 
 
@@ -74,7 +70,7 @@ def replay(model: Any, probe: Probe) -> Probe:
     rows = []
     for text in probe.texts:
         logits = model(input_ids=text[None], attention_mask=torch.ones_like(text)[None]).logits[0]
-        rows.append(_of_logits(logits, text) if logits.dim() == 2 else {"rewards": _wide(logits)})
+        rows.append(_of_logits(logits, text) if logits.dim() == 2 else {"rewards": at_least_float32(logits)})
     return Probe(probe.texts, _stacked(rows))
 
 
@@ -105,13 +101,13 @@ def _said(policy: Policy, text: Tensor) -> dict[str, Tensor]:
     hidden = policy.hidden_states(text[None], torch.ones_like(text)[None], positions)[0]
     said = _of_logits(policy.lm_head(hidden), text) if policy.speaks else {}
     if "scalar" in policy.heads:
-        said["rewards"] = _wide(policy.scalar("scalar", hidden[-1:]))
+        said["rewards"] = at_least_float32(policy.scalar("scalar", hidden[-1:]))
     return said
 
 
 def _of_logits(logits: Tensor, text: Tensor) -> dict[str, Tensor]:
     """logits: [L, V]"""
-    logits = _wide(logits)
+    logits = at_least_float32(logits)
     logps = logits[:-1].log_softmax(-1).gather(1, text[1:, None])[:, 0]
     return {"logps": logps, "logits": logits[-1]}
 
@@ -119,7 +115,3 @@ def _of_logits(logits: Tensor, text: Tensor) -> dict[str, Tensor]:
 def _stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     join = {"logps": torch.cat, "logits": torch.stack, "rewards": torch.cat}
     return {name: join[name]([row[name] for row in rows]) for name in rows[0]}
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

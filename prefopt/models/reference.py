@@ -92,13 +92,8 @@ class Snapshot:
 
     @contextmanager
     def policy(self, device: torch.device) -> Iterator[Policy]:
-        was_training = self._policy.training
-        self._policy.eval()
-        try:
-            with self._in_place():
-                yield self._policy
-        finally:
-            self._policy.train(was_training)
+        with self._policy.evaluating(), self._in_place():
+            yield self._policy
 
     @torch.no_grad()
     def sync(self, mix: float) -> None:

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from prefopt.errors import RequestError
 from prefopt.models.base import Base, explained
-from prefopt.models.files import check_folder, check_weights, read_json, stored_tensor
+from prefopt.models.files import check_folder, check_weights, expanded, is_classifier, stored_tensor
 from prefopt.models.policy import Policy
 from prefopt.records import Batch
 from prefopt.scoring.score import score
@@ -51,14 +51,13 @@ class RewardModel:
 def load_reward(
     name: str, dtype: str = "float32", trust_remote_code: bool = False, key: str = "reward.name"
 ) -> RewardModel:
-    """A sequence classifier with one label: a hub name, a folder, or the folder of a run that trained one."""
-    if (Path(name) / "summary.json").is_file() and (Path(name) / "model").is_dir():
-        name = str(Path(name) / "model")
+    """A sequence classifier with one label: a hub name or a folder."""
+    name = expanded(name)
     check_folder(name, key)
     with explained(key, name):
         AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     check_weights(name, key)
-    if not is_classifier(name):
+    if not is_classifier(name, key):
         raise RequestError(f"{key}={name} is no reward model: its config names no …ForSequenceClassification")
     weight = score_weight(name, key)
     with explained(key, name):
@@ -69,11 +68,6 @@ def load_reward(
     policy = Policy(model.requires_grad_(False), SCALAR).eval()
     _set_head(policy, weight)
     return RewardModel(policy.requires_grad_(False), tokenizer)
-
-
-def is_classifier(name: str) -> bool:
-    architectures = (read_json(name, "config.json") or {}).get("architectures") or [""]
-    return architectures[0].endswith("ForSequenceClassification")
 
 
 def score_weight(name: str, key: str) -> Tensor:
@@ -88,7 +82,7 @@ def score_weight(name: str, key: str) -> Tensor:
 
 def init_from_classifier(policy: Policy, name: str, key: str) -> None:
     """A run that starts from a reward model goes on with its head."""
-    if "scalar" in policy.heads and is_classifier(name):
+    if "scalar" in policy.heads and is_classifier(name, key):
         _set_head(policy, score_weight(name, key))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import pkgutil
@@ -11,6 +10,7 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from prefopt.errors import nearest
 from prefopt.objectives.base import Objective
 
 C = TypeVar("C", bound=type[Objective])
@@ -42,9 +42,7 @@ def get(name: str) -> type[Objective]:
     _load()
     if name in _CLASSES:
         return _CLASSES[name]
-    near = difflib.get_close_matches(name, _CLASSES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"no objective {name!r}{hint} There are: {', '.join(sorted(_CLASSES))}")
+    raise ValueError(f"no objective {name!r}{nearest(name, _CLASSES) or '.'} There are: {', '.join(sorted(_CLASSES))}")
 
 
 def create(name: str, **options: Any) -> Objective:
@@ -53,8 +51,7 @@ def create(name: str, **options: Any) -> Objective:
     accepted = [field.name for field in fields(cls)]
     for key in options:
         if key not in accepted:
-            near = difflib.get_close_matches(key, accepted, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            hint = nearest(key, accepted) or "."
             raise ValueError(f"{name} has no option {key!r}{hint} It takes: {', '.join(accepted)}")
     return cls(**options)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from prefopt.data.audit import warnings
+from prefopt.data.audit import in_words, warnings
 from prefopt.data.examples import Encoded
 from prefopt.data.splits import SPLITS
 
@@ -49,7 +49,7 @@ def audit_view(audit: dict[str, Any]) -> RenderableType:
         values = [audit["splits"][split][name] for split in SPLITS]
         if any(values):
             table.add_row(label, *("" if value is None else format(value, form) for value in values))
-    dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in audit["dropped"].items())
+    dropped = in_words(audit["dropped"])
     lines = [f"{audit['rows_in']} rows read, {audit['rows_kept']} kept" + (f"; dropped: {dropped}" if dropped else "")]
     lines += [f"warning: {sentence}" for sentence in warnings(audit)]
     return Group(table, *(Text(line) for line in lines))

@@ -138,8 +138,17 @@ def test_what_cannot_be_loaded_is_refused_in_two_lines(tmp_path: Path, name: str
     assert len(str(refused.value).splitlines()) <= 2
 
 
-def test_a_name_belongs_to_the_hub_alone():
+def test_an_error_without_a_word_is_told_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*arguments: object, **options: object):
+        raise ConnectionError
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(RequestError, match=r"\Adata\.name=x: cannot be loaded: ConnectionError\Z"):
+        hub("x", tmp_path).find(None)
+
+
+def test_a_name_belongs_to_the_hub_alone(tmp_path: Path):
     with pytest.raises(RequestError, match=r"data\.name must be a data set of the hub, with data=hub and only there"):
-        settings(train="t.jsonl", name="x")
+        open_origin(settings(train="t.jsonl", name="x"), tmp_path)
     with pytest.raises(RequestError, match=r"data\.name"):
-        settings(kind="hub")
+        open_origin(settings(kind="hub"), tmp_path)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data.examples import Encoded
-from prefopt.data.loader import HeldOutLoader, Plan, StepLoader
-from prefopt.data.module import PreferenceData, held_out_loaders, micro_batches
+from prefopt.data.loader import HeldOutLoader, Plan, StepLoader, micro_batches
+from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.views import View, view
 from prefopt.records import Batch
 from tests.data.made import encode, label, pairs_of

@@ -169,7 +169,7 @@ def test_reasons_and_counts_by_hand():
         "leaked_prompts": 0,
     }
     assert kept(dataset) == {"train": [train[0], train[6]], "val": val[:1], "test": [pair("kept")]}
-    assert dataset.counts() == {"examples": 2, "desirable": 2, "undesirable": 2}
+    assert dataset.counts() == {"desirable": 2, "undesirable": 2}
     assert dataset.train[0].example.is_pair
 
 
@@ -177,7 +177,7 @@ def test_reasons_of_labels():
     train = [label("p", good=False), label("p", ""), label("p", "\2x"), label("p", "y" * 9), label("q"), label("r")]
     dataset = prepare(train=train, max_length=10, **HELD)
     assert dataset.audit["dropped"] == {"contains_end_token": 1, "empty_completion": 1, "too_long": 1}
-    assert dataset.counts() == {"examples": 3, "desirable": 2, "undesirable": 1}
+    assert dataset.counts() == {"desirable": 2, "undesirable": 1}
     assert not dataset.train[0].example.is_pair
 
 
@@ -445,7 +445,7 @@ def test_the_fingerprint_follows_what_is_read(tmp_path: Path, change: str):
 
 def test_an_unknown_kind_of_data_is_refused():
     with pytest.raises(RequestError, match=r"data\.kind must be one of .*got 'jsonn'; did you mean 'jsonl'"):
-        settings(train="t.jsonl", kind="jsonn")
+        open_origin(settings(train="t.jsonl", kind="jsonn"), Path())
 
 
 def test_real_dialogues_are_prepared(real_data: Path):

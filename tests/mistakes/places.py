@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from prefopt.config import compose_request
-from prefopt.run import PLACES
+from prefopt.run import without_places
 from tests.mistakes.asking import both, mistake, pairs, writes
 
 CONFIG = writes("smol/config.json", json.dumps({"model_type": "llama"}))
@@ -19,7 +19,7 @@ def readonly(here: Path) -> None:
 def another_run(here: Path) -> None:
     """What a run of β = 0.2 left."""
     plain = compose_request(["loss.beta=0.2"]).plain
-    writes("run/config.json", json.dumps({key: value for key, value in plain.items() if key not in PLACES}))(here)
+    writes("run/config.json", json.dumps(without_places(plain)))(here)
 
 
 MODELS = [
@@ -44,6 +44,9 @@ MODELS = [
         "model=hf model.name=smol",
         "no config.json there, so no model; did you mean 'smol/model'?",
         make=writes("smol/model/config.json", "{}"),
+    ),
+    mistake(
+        "model=hf model.name=a", "=a: its adapter_config.json cannot be", make=writes("a/adapter_config.json", "{")
     ),
     mistake(
         "model=hf model.name={large} data=jsonl data.train=a.jsonl",

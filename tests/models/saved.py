@@ -10,9 +10,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from prefopt.config import OK, compose_request
+from prefopt.config import compose_request
+from prefopt.errors import OK
+from prefopt.jobs.train import train
 from prefopt.settings import ModelSettings
-from prefopt.training import train
 from tests.toy import VOCAB, toy_model
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}

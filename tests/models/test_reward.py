@@ -114,7 +114,7 @@ def test_a_run_is_a_reward_model(tmp_path):
     run = trained(tmp_path / "first", f"model.name={name}", "trainer.max_steps=2", "data.batch_size=8", *more)
     rows = [json.loads(line) for line in (run / "val.jsonl").open()]
     expected = torch.tensor([row["reward"] for row in rows])
-    model = load_reward(str(run))
+    model = load_reward(str(run / "model"))
     asked = [("w3 w4", "w9")[int(row["row"][0])] for row in rows]
     encode = Renderer(model.tokenizer).encode
     shown = [encode(Example(prompt=prompt, completions=(" w5 w6", " w7"), scores=(1.0, 0.0))) for prompt in asked]

@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
-from prefopt.asked import ExportSettings
-from prefopt.config import FAILED, OK
-from prefopt.errors import RequestError
+from prefopt.errors import FAILED, OK, RequestError
 from prefopt.files import replacing_folder, write_json
-from prefopt.finished import Finished
-from prefopt.loading import Opened, open_run
+from prefopt.jobs.loading import Opened, open_run, quieten
 from prefopt.models.base import Base
-from prefopt.models.files import ADAPTER, read_json
+from prefopt.models.files import ADAPTER, expanded, is_adapter, stored_json
 from prefopt.models.probe import FILE, Probe, difference, replay
 from prefopt.models.reward import merged
-from prefopt.run import versions
+from prefopt.run import Finished, versions
+from prefopt.settings import ExportSettings
 
 SCHEMA = 1
 TOLERANCE = 1e-4  # of a logit, a log-prob in nats or a reward, where all is computed in float32
@@ -39,8 +36,7 @@ class Mismatch(RuntimeError):
 
 def export(asked: ExportSettings, run: Finished) -> int:
     """Returns the exit code. Whatever goes wrong, no folder is left."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quieten()
     out = Path(str(asked.out)).expanduser()
     try:
         with replacing_folder(out) as folder:
@@ -147,7 +143,7 @@ def write_adapter(run: Finished, opened: Opened, folder: Path) -> None:
     """As it trained; its base is named by the folder that it was found in."""
     name = opened.base.name
     base = str(Path(name).absolute()) if Path(name).is_dir() else name
-    config = {**read_json(str(run.model), "adapter_config.json"), "base_model_name_or_path": base}
+    config = {**stored_json(str(run.model), "adapter_config.json", run.key), "base_model_name_or_path": base}
     write_json(folder / "adapter_config.json", config)
     shutil.copyfile(run.model / ADAPTER, folder / ADAPTER)
 
@@ -218,6 +214,7 @@ def started_from(run: Finished) -> str | None:
     model = run.config["model"]
     if not run.adapted:
         return None
-    named = model["name"]
-    is_adapter = bool(named) and read_json(named, "adapter_config.json") is not None
-    return model["adapter"]["start"] or (named if is_adapter and read_json(named, "config.json") is None else None)
+    start, name = model["adapter"]["start"], model["name"]
+    if start is None and name and is_adapter(expanded(name)):
+        start = name
+    return expanded(start) if start else None

@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 
-from prefopt.errors import RequestError, nearest
+from prefopt.errors import RequestError, first_line, nearest
 
 MOST_BYTES, MOST_VALUES = 2**20, 100_000  # of one file
 TARGETS = {
@@ -30,13 +30,19 @@ def check_flags() -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise RequestError(f"{message}\nsettings are key=value; python -m prefopt.train --help lists the flags")
+        raise RequestError(f"{message}\nsettings are key=value; --help lists the flags")
 
     setattr(parser, "error", refuse)  # noqa: B010  (what argparse calls before it would exit)
     parser.parse_args()
 
 
 # ---------------------------------------------------------------- files
+
+
+def config_dir() -> str:
+    """`conf/`: inside the package in a wheel, beside it in a checkout."""
+    packaged = Path(__file__).parents[1] / "conf"
+    return str(packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf")
 
 
 class CheckedFiles(FileConfigSource):
@@ -54,7 +60,7 @@ class CheckedFiles(FileConfigSource):
         except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
             if isinstance(error, RequestError):
                 raise
-            raise RequestError(f"{file}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
+            raise RequestError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
 
 
 def install() -> None:
@@ -110,7 +116,7 @@ def check_found(section: str, target: str) -> None:
     try:
         found = pydoc.locate(target)
     except pydoc.ErrorDuringImport as error:
-        raise RequestError(f"{section}._target_={target}: {str(error).splitlines()[0]}") from error
+        raise RequestError(f"{section}._target_={target}: {first_line(error)}") from error
     if found is None:
         parent, _, name = target.rpartition(".")
         hint = nearest(name, dir(pydoc.locate(parent)))

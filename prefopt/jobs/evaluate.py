@@ -16,7 +16,6 @@ from prefopt.data.module import held_out_loaders
 from prefopt.data.prepare import Dataset
 from prefopt.data.render import Renderer
 from prefopt.metrics.answers import Answers
-from prefopt.metrics.held_out import measures
 from prefopt.models.policy import Policy
 from prefopt.models.reference import reference_logps
 from prefopt.module import PreferenceModule
@@ -42,14 +41,7 @@ def evaluate_split(
     needs, ranks = module.objective.needs, (trainer.global_rank, trainer.world_size)
     loaders = held_out_loaders(examples, needs.data, needs.columns, settings.batch_size, *ranks)
     trainer.validate(module, loaders, verbose=False)
-    return read_held_out(module, examples)
-
-
-def read_held_out(module: PreferenceModule, examples: Sequence[Encoded]) -> HeldOut:
-    """The module's held-out state after a validation pass."""
-    table = module.held_out.compute()
-    losses = module.held_out_sums.compute()
-    return HeldOut({"loss": sum(losses.values()), **measures(table, examples)}, table)
+    return HeldOut(module.held_out_measures(examples), module.held_out.compute())
 
 
 # ---------------------------------------------------------------- answers

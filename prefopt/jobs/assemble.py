@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,16 +11,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from prefopt.callbacks.sync import SyncReference
 from prefopt.config import Request
-from prefopt.data.audit import warnings
-from prefopt.data.loader import Plan
-from prefopt.data.module import PreferenceData, held_out_loaders, micro_batches
+from prefopt.data.audit import in_words, warnings
+from prefopt.data.loader import Plan, micro_batches
+from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.origins import Write
 from prefopt.data.prepare import Dataset, Recipe, prepared
 from prefopt.data.render import Renderer
 from prefopt.data.views import View, view
 from prefopt.errors import RequestError
-from prefopt.fit import fitted_base
-from prefopt.loading import WHOLE, takes_turns, weights_dtype
+from prefopt.jobs.fit import fitted_base
 from prefopt.models.base import Base
 from prefopt.models.build import build_policy, build_references, load_base, with_settings
 from prefopt.models.reference import Snapshot
@@ -50,7 +48,9 @@ def prepare_parts(request: Request) -> Parts:
     shown = view(needs.data, dataset.train, needs.columns)
     for held_out in (dataset.val, dataset.test):  # what cannot be evaluated is refused before it is trained
         held_out_loaders(held_out, needs.data, needs.columns, 1)
-    return Parts(dataset, base, renderer, shown, plan_of(request, len(shown)))
+    settings, trainer = request.settings, request.settings.trainer
+    plan = Plan.of(len(shown), settings.data.batch_size, trainer.max_steps, trainer.max_epochs, settings.seed)
+    return Parts(dataset, base, renderer, shown, plan)
 
 
 def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
@@ -58,9 +58,9 @@ def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
     settings = request.settings
     cache, origin, model = Path(settings.cache_dir).expanduser(), request.origin, settings.model
     if model.tiny is not None:
-        base = fitted_base(model.tiny, origin.demonstrations, cache, weights_dtype(settings))
+        base = fitted_base(model.tiny, origin.demonstrations, cache, settings.weights_dtype)
     else:
-        base = load_base(str(model.name), weights_dtype(settings), model.trust_remote_code)
+        base = load_base(str(model.name), settings.weights_dtype, model.trust_remote_code)
     base = with_settings(base, model)
 
     def writer() -> tuple[str, Write]:
@@ -80,16 +80,10 @@ def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
 def build_renderer(settings: Settings, base: Base) -> Renderer:
     if settings.data.prompts == "chat" and not base.tokenizer.chat_template:
         raise RequestError(f"data.prompts=chat: model.name={base.name} has no chat template; take data.prompts=text")
-    chat = takes_turns(settings, base.tokenizer)
+    chat = settings.takes_turns(base.tokenizer.chat_template)
     if chat:
         say("data.prompts: text prompts become turns of the model's chat template (data.prompts=text: as they stand)")
     return Renderer(base.tokenizer, base.end_ids(), chat=chat, templated=settings.data.templated)
-
-
-def plan_of(request: Request, rows: int) -> Plan:
-    trainer, batch_size = request.settings.trainer, request.settings.data.batch_size
-    epoch = -(-rows // batch_size)
-    return Plan(rows, batch_size, trainer.max_steps or math.ceil(trainer.max_epochs * epoch), request.settings.seed)
 
 
 def write(author: Base, prompts: list[str], max_new_tokens: int, seed: int) -> list[str]:
@@ -138,7 +132,7 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=request.strategy,
-        precision="32-true" if str(settings.precision) in WHOLE else settings.precision,
+        precision=request.settings.lightning_precision,
         max_epochs=1,
         max_steps=plan.steps,
         accumulate_grad_batches=accumulate,
@@ -159,7 +153,7 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
 def tell(dataset: Dataset) -> None:
     """What became of the rows, and what the audit warns of."""
     audit = dataset.audit
-    dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in audit["dropped"].items())
+    dropped = in_words(audit["dropped"])
     sizes = f"{len(dataset.train)} train, {len(dataset.val)} val, {len(dataset.test)} test"
     say(f"examples: {sizes}" + (f"; dropped: {dropped}" if dropped else ""))
     for sentence in warnings(audit):

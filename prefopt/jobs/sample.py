@@ -9,29 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
-from prefopt.asked import SampleSettings
-from prefopt.config import OK
 from prefopt.data.examples import Text
 from prefopt.data.prompts import Prompt
 from prefopt.data.render import Renderer
-from prefopt.errors import RequestError
+from prefopt.errors import OK, RequestError
 from prefopt.files import write_lines
-from prefopt.finished import Finished
-from prefopt.loading import Judge, Opened, open_judge, open_model, open_run
+from prefopt.jobs.loading import Judge, Opened, open_judge, open_model, open_run, quieten
 from prefopt.models.policy import Policy
+from prefopt.run import Finished
 from prefopt.scoring import generate
+from prefopt.settings import SampleSettings
 
 
 def sample(asked: SampleSettings, run: Finished | None, prompts: list[Prompt] | None) -> int:
     """Answer the prompts into a file, or a person where there are none. Returns the exit code."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quieten()
     speaker = open_speaker(asked, run)
     if prompts is None:
-        from prefopt.chat import chat
+        from prefopt.jobs.chat import chat
 
         return chat(speaker)
     out = Path(str(asked.out)).expanduser()
@@ -41,7 +38,7 @@ def sample(asked: SampleSettings, run: Finished | None, prompts: list[Prompt] | 
 
 
 @dataclass(frozen=True)
-class Answers:
+class Reply:
     """texts: as many as were asked for. rewards: of each, where somebody judged; nan where the judge cannot read it."""
 
     texts: list[str]
@@ -58,7 +55,7 @@ class Speaker:
     asked: SampleSettings
     generator: torch.Generator
 
-    def answers(self, prompts: list[Prompt], watch: Callable[[Tensor], None] | None = None) -> list[Answers]:
+    def answers(self, prompts: list[Prompt], watch: Callable[[Tensor], None] | None = None) -> list[Reply]:
         """asked.n answers to each prompt, each the best of asked.best_of. watch: as in `generate`."""
         drawn = self.asked.n * (self.asked.best_of or 1)
         ids = [self.ids(prompt) for prompt in prompts for _ in range(drawn)]
@@ -84,13 +81,13 @@ class Speaker:
             raise RequestError(f"{where}: {len(ids)} tokens and max_new_tokens={longest} exceed the model's {room}")
         return ids
 
-    def _kept(self, prompt: Prompt, texts: list[str]) -> Answers:
+    def _kept(self, prompt: Prompt, texts: list[str]) -> Reply:
         if self.judge is None:
-            return Answers(texts)
+            return Reply(texts)
         rewards, many = judged(self.judge, prompt.prompt, texts), self.asked.best_of or 1
         groups = [range(start, start + many) for start in range(0, len(texts), many)]
         best = [max(group, key=lambda i: -math.inf if math.isnan(rewards[i]) else rewards[i]) for group in groups]
-        return Answers([texts[i] for i in best], [rewards[i] for i in best])
+        return Reply([texts[i] for i in best], [rewards[i] for i in best])
 
 
 def open_speaker(asked: SampleSettings, run: Finished | None) -> Speaker:
@@ -136,11 +133,11 @@ def answer_file(speaker: Speaker, prompts: list[Prompt], out: Path) -> None:
     for prompt in prompts:  # what cannot be asked is refused before anything is drawn
         speaker.ids(prompt)
     found = speaker.answers(prompts)
-    write_lines(out, [row_of(prompt, answers) for prompt, answers in zip(prompts, found, strict=True)])
+    write_lines(out, [row_of(prompt, reply) for prompt, reply in zip(prompts, found, strict=True)])
 
 
-def row_of(prompt: Prompt, answers: Answers) -> dict[str, Any]:
-    row: dict[str, Any] = {"prompt": prompt.prompt, "answers": answers.texts}
-    if answers.rewards is not None:
-        row["rewards"] = [None if math.isnan(reward) else reward for reward in answers.rewards]
+def row_of(prompt: Prompt, reply: Reply) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompt": prompt.prompt, "answers": reply.texts}
+    if reply.rewards is not None:
+        row["rewards"] = [None if math.isnan(reward) else reward for reward in reply.rewards]
     return row

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-import transformers
 
-from prefopt.assemble import Parts, build_data, build_module, build_sync, build_trainer, prepare_parts
 from prefopt.callbacks.checkpoints import Checkpoints
 from prefopt.callbacks.progress import Progress
 from prefopt.callbacks.selfcheck import SelfCheck
 from prefopt.callbacks.steps import Steps
 from prefopt.callbacks.validation import Validation, complete
-from prefopt.config import FAILED, INTERRUPTED, OK, Request, refuse
-from prefopt.errors import RequestError
-from prefopt.evaluation import (
+from prefopt.config import Request
+from prefopt.errors import FAILED, INTERRUPTED, OK, RequestError, refuse
+from prefopt.files import replacing_folder, write_lines
+from prefopt.jobs.assemble import Parts, build_data, build_module, build_sync, build_trainer, prepare_parts
+from prefopt.jobs.evaluate import (
     HeldOut,
     Sampled,
     evaluate_split,
@@ -33,7 +30,7 @@ from prefopt.evaluation import (
     sample_policy,
     sample_rows,
 )
-from prefopt.files import replacing_folder, write_lines
+from prefopt.jobs.loading import quieten
 from prefopt.metrics.answers import answer_measures, gold_gain
 from prefopt.metrics.held_out import gold_measures, measures
 from prefopt.models.base import weights_hash
@@ -41,7 +38,7 @@ from prefopt.models.policy import Policy
 from prefopt.models.probe import probe_rows, record
 from prefopt.models.reward import savable_as_classifier, save_classifier
 from prefopt.module import PreferenceModule
-from prefopt.progress import say
+from prefopt.progress import is_main_process, say
 from prefopt.reports.terminal import print_summary
 from prefopt.run import RunFolder, comparable_hash, peak_memory_bytes
 from prefopt.schedules import steps_of
@@ -49,17 +46,16 @@ from prefopt.schedules import steps_of
 
 def train(request: Request) -> int:
     """Train what was requested in its run folder. Returns the exit code; the folder's summary says the same."""
-    _quieten()
+    quieten()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = request.settings
     try:
-        main_process = os.environ.get("LOCAL_RANK", "0") == "0"
-        with RunFolder(settings.run_dir, request.plain, main_process) as run:
+        with RunFolder(settings.run_dir, request.plain, is_main_process()) as run:
             if run.finished:
                 say(f"{run.path} holds this run, finished: left alone")
                 return OK
             code = _recorded(request, run)
-            if code == OK and main_process:
+            if code == OK and run.main_process:
                 print_summary(run.path, run.summary)
             return code
     except RequestError as error:
@@ -71,9 +67,8 @@ def _recorded(request: Request, run: RunFolder) -> int:
     try:
         if _run(request, run):
             return OK
-        code = INTERRUPTED
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        code = INTERRUPTED
+        pass
     except RequestError as error:
         if request.settings.debug:
             traceback.print_exc()
@@ -86,7 +81,7 @@ def _recorded(request: Request, run: RunFolder) -> int:
         return _failed(run, error)
     run.save(status="interrupted")
     say(f"interrupted; the same command with run_dir={run.path} continues it")
-    return code
+    return INTERRUPTED
 
 
 def _failed(run: RunFolder, error: Exception) -> int:
@@ -232,12 +227,3 @@ def _save_heads(path: Path, policy: Policy) -> None:
         from safetensors.torch import save_file
 
         save_file({k: v.contiguous() for k, v in policy.heads.state_dict().items()}, path)
-
-
-def _quieten() -> None:
-    """What the libraries say to developers is not for the person who runs this."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module=r"lightning\..*")

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import transformers
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.config import read_settings
 from prefopt.data.render import Renderer
-from prefopt.errors import RequestError
-from prefopt.finished import Finished, judging_run, run_of_model
+from prefopt.errors import RequestError, first_line
 from prefopt.models.adapter import adapter_file
 from prefopt.models.base import Base
 from prefopt.models.build import load_base
+from prefopt.models.files import expanded, is_classifier, looks_like_path
 from prefopt.models.policy import Policy
-from prefopt.models.reward import RewardModel, is_classifier, load_reward
+from prefopt.models.reward import RewardModel, load_reward
+from prefopt.run import Finished, judging_run, run_of_model
 from prefopt.settings import Settings
-
-# Lightning's «true» precisions also cast batches, and with them weights and margins; here they only name the weights.
-WHOLE = {"64": "float64", "64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Opened:
     def policy(self) -> Policy:
         """Frozen, on the CPU. Ends an answer with any token that ends one in training."""
         name = self.base.name
-        if is_classifier(name):
+        if is_classifier(name, self.base.key):
             raise RequestError(f"{self.base.key}={name} is a reward model, which cannot answer; judge with reward.name")
         policy = self.base.policy().eval()
         policy.end_ids = self.renderer.end_ids
@@ -53,7 +54,7 @@ class Judge:
 def open_run(run: Finished, base: str | None = None, dtype: str | None = None, chat: bool | None = None) -> Opened:
     """The policy that a run trained. base: where the base of its adapter lies now, if it has moved."""
     settings = run_settings(run)
-    dtype = dtype or weights_dtype(settings)
+    dtype = dtype or settings.weights_dtype
     trust = settings.model.trust_remote_code
     if not run.adapted:
         if base is not None:
@@ -79,11 +80,20 @@ def open_model(name: str, dtype: str | None = None, trust: bool = False, chat: b
 def open_judge(name: str, trust: bool = False) -> Judge:
     """A reward model: a run's folder, a hub name or another folder."""
     key, run = "reward.name", judging_run(name)
-    model = load_reward(name, trust_remote_code=trust, key=key)
+    model = load_reward(str(run.model) if run else name, trust_remote_code=trust, key=key)
     if run is not None:
         return Judge(model, _renderer(Base(str(run.model), model.tokenizer, key=key), run_settings(run), None))
-    ends = Base(name, model.tokenizer, trust_remote_code=trust, key=key).end_ids()
+    ends = Base(expanded(name), model.tokenizer, trust_remote_code=trust, key=key).end_ids()
     return Judge(model, Renderer(model.tokenizer, ends, chat=bool(model.tokenizer.chat_template)))
+
+
+def quieten() -> None:
+    """What the libraries say to developers is not for the person who runs this."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
 def run_settings(run: Finished) -> Settings:
@@ -93,24 +103,14 @@ def run_settings(run: Finished) -> Settings:
         return read_settings(OmegaConf.create({**run.config, **places}))
     except (RequestError, OmegaConfBaseException, KeyError) as error:
         made = (run.summary.get("versions") or {}).get("prefopt")
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise RequestError(
             f"{run.key}={run.path}: its config.json, written by prefopt {made}, is not read here: {reason}"
         ) from error
 
 
-def weights_dtype(settings: Settings) -> str:
-    return WHOLE.get(str(settings.trainer.precision), settings.model.dtype)
-
-
-def takes_turns(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """data.prompts=auto: the chat template where a model has one of its own; a tiny base has seen plain text."""
-    data, own = settings.data, bool(tokenizer.chat_template) and settings.model.tiny is None
-    return data.prompts == "chat" or (data.prompts == "auto" and own and not data.templated)
-
-
 def _renderer(base: Base, settings: Settings, chat: bool | None) -> Renderer:
-    turns = takes_turns(settings, base.tokenizer) if chat is None else _checked(chat, base.tokenizer)
+    turns = settings.takes_turns(base.tokenizer.chat_template) if chat is None else _checked(chat, base.tokenizer)
     return Renderer(base.tokenizer, base.end_ids(), chat=turns, templated=settings.data.templated and not turns)
 
 
@@ -123,9 +123,8 @@ def _checked(chat: bool, tokenizer: PreTrainedTokenizerBase) -> bool:
 def _base_name(run: Finished, settings: Settings) -> str:
     """What the run itself stood on. An adapter that it continued may name another base."""
     model, saved = settings.model, adapter_file(str(run.model), run.key).get("base_model_name_or_path")
-    name = str(model.name if model.name and model.adapter.start else saved)
-    gone = (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1) and not Path(name).is_dir()
-    if gone:
+    name = expanded(str(model.name if model.name and model.adapter.start else saved))
+    if looks_like_path(name) and not Path(name).is_dir():
         raise RequestError(
             f"{run.key}={run.path} is an adapter of {name}, which is not there\nbase=FOLDER names where it lies now"
         )

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefopt.errors import RequestError
-from prefopt.files import check_can_be_made, replacing, write_json
+from prefopt.files import check_can_be_made, read_json, replacing, write_json
 from prefopt.progress import say
 
 SCHEMA = 1
@@ -42,7 +42,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | None, plain: dict[str, Any], main_process: bool = True) -> None:
-        self.config = {key: value for key, value in plain.items() if key not in PLACES}
+        self.config = without_places(plain)
         self.path = Path(path).expanduser() if path else _new_folder(plain)
         self.main_process = main_process
         self._lock = FileLock(self.path / ".lock")
@@ -147,12 +147,17 @@ class RunFolder:
         )
 
 
+def without_places(plain: dict[str, Any]) -> dict[str, Any]:
+    """The part of a request that makes a run what it is."""
+    return {key: value for key, value in plain.items() if key not in PLACES}
+
+
 def check_run_folder(path: str | None, plain: dict[str, Any]) -> None:
     """Refuse, before anything heavy is loaded, a folder that cannot hold this run. Nothing is touched."""
     folder = Path(path).expanduser() if path else Path("runs").absolute()
     check_can_be_made(folder, "run_dir")
     if path:
-        _check_held(folder, {key: value for key, value in plain.items() if key not in PLACES})
+        _check_held(folder, without_places(plain))
 
 
 def _check_held(path: Path, config: dict[str, Any]) -> None:
@@ -168,13 +173,7 @@ def _check_held(path: Path, config: dict[str, Any]) -> None:
 
 
 def _held_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads((path / name).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"run_dir={path}: its {name} cannot be read: {error}\nname a new run_dir") from error
-    if not isinstance(found, dict):
-        raise RequestError(f"run_dir={path}: its {name} is no object, so no run of this program\nname a new run_dir")
-    return found
+    return read_json(path / name, f"run_dir={path}", "\nname a new run_dir")
 
 
 def _finite(value: Any) -> Any:
@@ -209,7 +208,7 @@ def versions() -> dict[str, str | None]:
 
 def git_revision() -> str | None:
     """Revision of the checkout this code runs from, "+" when it was changed; None outside one."""
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
     try:

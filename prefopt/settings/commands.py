@@ -1,4 +1,4 @@
-"""What the commands that train nothing may be asked, with types. conf/export.yaml, conf/sample.yaml explain the keys.
+"""What the commands that train nothing may be asked. conf/export.yaml and conf/sample.yaml explain the keys.
 
 No defaults here: they stand in conf/, once.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefopt.settings import _one_of, _require
+from prefopt.settings.checks import DTYPES, one_of, require
 
 FORMS = ("adapter", "merged", "full")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(kw_only=True)
@@ -23,14 +22,14 @@ class ExportSettings:
     debug: bool
 
     def __post_init__(self) -> None:
-        _require(bool(self.run), "run", "the folder of a finished run, e.g. run=runs/mine", self.run)
-        _require(bool(self.out), "out", "a new folder, e.g. out=exported", self.out)
+        require(bool(self.run), "run", "the folder of a finished run, e.g. run=runs/mine", self.run)
+        require(bool(self.out), "out", "a new folder, e.g. out=exported", self.out)
         if self.form is not None:
-            _one_of(self.form, "form", FORMS)
+            one_of(self.form, "form", FORMS)
         if self.dtype is not None:
-            _one_of(self.dtype, "dtype", DTYPES)
+            one_of(self.dtype, "dtype", DTYPES)
         whole = self.form != "adapter" or self.dtype is None
-        _require(whole, "dtype", "left out with form=adapter, which is kept as it trained", self.dtype)
+        require(whole, "dtype", "left out with form=adapter, which is kept as it trained", self.dtype)
 
 
 @dataclass(kw_only=True)
@@ -41,7 +40,7 @@ class NamedModel:
 
     def __post_init__(self) -> None:
         if self.dtype is not None:
-            _one_of(self.dtype, "model.dtype", DTYPES)
+            one_of(self.dtype, "model.dtype", DTYPES)
 
 
 @dataclass(kw_only=True)
@@ -71,28 +70,28 @@ class SampleSettings:
     def __post_init__(self) -> None:
         named = bool(self.run) != bool(self.model.name)
         wanted = "given, and only one: a run's folder, or a hub name or folder"
-        _require(named, "run or model.name", wanted, self._both())
-        _require(self.base is None or bool(self.run), "base", "left out with model.name", self.base)
-        _one_of(self.device, "device", ("auto", "cpu", "cuda"))
+        require(named, "run or model.name", wanted, self._both())
+        require(self.base is None or bool(self.run), "base", "left out with model.name", self.base)
+        one_of(self.device, "device", ("auto", "cpu", "cuda"))
         both = bool(self.prompts) == bool(self.out)
-        _require(both, "prompts and out", "given together (a file is answered) or not at all (a chat)", self._files())
+        require(both, "prompts and out", "given together (a file is answered) or not at all (a chat)", self._files())
         for name in ("n", "max_new_tokens", "batch_size"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.temperature >= 0, "temperature", "at least 0 (always the likeliest token)", self.temperature)
-        _require(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
-        _require(self.n == 1 or bool(self.prompts), "n", "1 in a chat; more answers go with prompts=FILE", self.n)
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.temperature >= 0, "temperature", "at least 0 (always the likeliest token)", self.temperature)
+        require(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
+        require(self.n == 1 or bool(self.prompts), "n", "1 in a chat; more answers go with prompts=FILE", self.n)
         self._check_choice()
 
     def _check_choice(self) -> None:
         many = self.best_of
-        _require(many is None or many >= 2, "best_of", "at least 2, or null to keep every answer", many)
+        require(many is None or many >= 2, "best_of", "at least 2, or null to keep every answer", many)
         judge = self.reward.name
         known = "given with reward.name, a reward model's run, hub name or folder"
-        _require(many is None or bool(judge), "best_of", known, many)
+        require(many is None or bool(judge), "best_of", known, many)
         used = not judge or many is not None or bool(self.prompts)
-        _require(used, "reward.name", "given with best_of or prompts=FILE", judge)
+        require(used, "reward.name", "given with best_of or prompts=FILE", judge)
         varied = self.temperature > 0 or (self.n == 1 and many is None)
-        _require(varied, "temperature", "above 0 where a prompt is answered more than once", self.temperature)
+        require(varied, "temperature", "above 0 where a prompt is answered more than once", self.temperature)
 
     def _both(self) -> str:
         return f"run={self.run} model.name={self.model.name}"

@@ -1,4 +1,4 @@
-"""Hydra at the edge: composing a request, building the objects it names, and saying what is wrong with it."""
+"""A request: composed by Hydra, checked, and the objects that it names built."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
+from prefopt.config.explain import explain, no_key
+from prefopt.config.guard import check_flags, check_found, check_targets, config_dir, install
 from prefopt.data.origins import Origin, open_origin
-from prefopt.errors import RequestError, nearest
+from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError, first_line, refuse
 from prefopt.files import check_can_be_made
-from prefopt.guard import check_flags, check_found, check_targets, install
 from prefopt.models.files import check_local, need_bitsandbytes
+from prefopt.progress import is_main_process
 from prefopt.run import check_run_folder
 from prefopt.settings import Settings, TrainerSettings
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from prefopt.objectives import Objective
 
 Keys = TypeVar("Keys")
-OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130  # exit codes
 BUILT = ("loss", "optimizer", "schedule", "strategy")
 SECTIONS = ("model", "data", "trainer", "evaluation", "seed", "run_dir", "cache_dir", "debug")
 
@@ -46,12 +47,6 @@ class Request:
     schedule: Callable[[int, int], float]
     strategy: str
     plain: dict[str, Any]
-
-
-def config_dir() -> str:
-    """`conf/`: inside the package in a wheel, beside it in a checkout."""
-    packaged = Path(__file__).parent / "conf"
-    return str(packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf")
 
 
 def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
@@ -89,16 +84,10 @@ def _answer(work: Callable[[], int], config_name: str, otherwise: int) -> int:
     except Exception as error:
         if "debug=true" in sys.argv:
             traceback.print_exc()
-        print(f"failed: {type(error).__name__}: {_first(error)}\ndebug=true shows where", file=sys.stderr)
+        print(f"failed: {type(error).__name__}: {first_line(error)}\ndebug=true shows where", file=sys.stderr)
         return otherwise
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def refuse(message: str) -> int:
-    """One or two lines on stderr, and the exit code of a wrong request."""
-    print("\n".join(message.strip().splitlines()[:2]), file=sys.stderr)
-    return WRONG
 
 
 def compose_request(overrides: list[str], config_name: str = "train") -> Request:
@@ -147,7 +136,7 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
         optimizer([torch.nn.Parameter(torch.zeros(1))])
         schedule(0, 1)
     except (TypeError, ValueError) as error:
-        raise RequestError(f"optimizer or schedule: {_first(error)}") from error
+        raise RequestError(f"optimizer or schedule: {first_line(error)}") from error
     return Request(
         settings=settings,
         origin=origin,
@@ -164,7 +153,7 @@ def _check_places(settings: Settings, plain: dict[str, Any]) -> None:
     cache = Path(settings.cache_dir).expanduser()
     if not cache.is_dir():  # one that is there may be complete, and needs no writing
         check_can_be_made(cache, "cache_dir")
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_main_process():
         check_run_folder(settings.run_dir, plain)
     model = settings.model
     for key, name in (("model.name", model.name), ("model.reference_name", model.reference_name)):
@@ -204,7 +193,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         node = cfg[section] if section else cfg
         for key in node:
             if key not in known:
-                raise RequestError(_no_key(f"{section}.{key!s}".lstrip("."), known))
+                raise RequestError(no_key(f"{section}.{key!s}".lstrip("."), known))
     sections = OmegaConf.create({name: cfg[name] for name in SECTIONS})
     OmegaConf.resolve(sections)
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), sections))
@@ -217,7 +206,7 @@ def read_keys(cfg: DictConfig, schema: type[Keys]) -> Keys:
     known = [field.name for field in fields(schema)]  # type: ignore[arg-type]
     for key in cfg:
         if key not in known:
-            raise RequestError(_no_key(str(key), known))
+            raise RequestError(no_key(str(key), known))
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
     assert isinstance(found, schema)
     return found
@@ -235,70 +224,7 @@ def _instantiate(cfg: DictConfig, section: str) -> Any:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
         if unknown:
             known = [key for key in cfg[section] if not str(key).startswith("_") and key != unknown[1]]
-            raise RequestError(_no_key(f"{section}.{unknown[1]}", known)) from error
+            raise RequestError(no_key(f"{section}.{unknown[1]}", known)) from error
         if isinstance(cause, ValueError):
             raise RequestError(str(cause)) from error
-        raise RequestError(f"{section}: {_first(error)}") from error
-
-
-# ---------------------------------------------------------------- explaining
-
-
-def explain(error: BaseException, config_name: str, overrides: Iterable[str]) -> str:
-    """What Hydra or OmegaConf refused, in one or two lines with the nearest accepted word."""
-    if isinstance(error, MissingConfigException):
-        return _no_option(error)
-    if not str(error) and error.__cause__ is not None:
-        return explain(error.__cause__, config_name, overrides)
-    text = str(error)
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: cannot be read: {_first(error)}\naccepted: key=value, with quotes around what is text"
-        )
-    if text.startswith("Ambiguous value for argument"):
-        return f"{_first(error).split(chr(39))[1]}: one value at a time; quotes make a text of it, brackets a list"
-    typed = getattr(error, "object_type", None)
-    if isinstance(error, ConfigKeyError) and is_dataclass(typed):
-        return _no_key(str(error.full_key), [field.name for field in fields(typed)])
-    wrong_key = re.search(r"Could not override '([^']+)'", text)
-    if wrong_key and "No match in the defaults list" in text:
-        groups = sorted(folder.name for folder in Path(config_dir()).iterdir() if folder.is_dir())
-        return _no_key(wrong_key[1].split("@")[0], groups)
-    if wrong_key:
-        key = wrong_key[1]
-        rest = [override for override in overrides if override.split("=")[0].lstrip("+~") != key]
-        return _no_key(key, _keys_beside(key, config_name, rest))
-    full_key = getattr(error, "full_key", None)
-    return f"{full_key}: {_first(error)}" if full_key else _first(error)
-
-
-def _no_option(error: MissingConfigException) -> str:
-    name = error.missing_cfg_file or "?"
-    group, _, option = name.rpartition("/")
-    if error.options is None:
-        return _first(error)
-    options = sorted(set(error.options))
-    return f"{group}={option}: no such option{nearest(option, options)}\naccepted: {', '.join(options)}"
-
-
-def _no_key(key: str, known: Iterable[Any]) -> str:
-    parent, _, last = key.rpartition(".")
-    known = sorted(map(str, known))
-    near = nearest(last, known)
-    return f"{key}: no such key{near}\naccepted{f' under {parent}' if parent else ''}: {', '.join(known)}"
-
-
-def _keys_beside(key: str, config_name: str, overrides: list[str]) -> list[str]:
-    """The keys that stand where `key` was looked for."""
-    try:
-        with initialize_config_dir(config_dir(), version_base="1.3"):
-            cfg = compose(config_name, overrides)
-    except (HydraException, OmegaConfBaseException):
-        return []
-    parent = key.rpartition(".")[0]
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    return [str(name) for name in node if not str(name).startswith("_")] if isinstance(node, DictConfig) else []
-
-
-def _first(error: BaseException) -> str:
-    return next(line for line in [*str(error).strip().splitlines(), type(error).__name__] if line.strip())
+        raise RequestError(f"{section}: {first_line(error)}") from error

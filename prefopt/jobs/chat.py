@@ -6,13 +6,12 @@ import re
 
 from torch import Tensor
 
-from prefopt.config import OK
 from prefopt.data.examples import Message
 from prefopt.data.prompts import Prompt
-from prefopt.errors import RequestError, nearest
+from prefopt.errors import OK, RequestError, nearest
+from prefopt.jobs.sample import Speaker
 from prefopt.progress import say
 from prefopt.reports.rows import plain
-from prefopt.sampling import Speaker
 
 COMMANDS = ("/quit", "/reset")
 
@@ -46,14 +45,14 @@ def _answer(speaker: Speaker, prompt: Prompt) -> str | None:
     """The answer, shown; None where there is none to go on from."""
     shown = Shown(speaker) if speaker.judge is None else None
     try:
-        (answers,) = speaker.answers([prompt], shown)
+        (reply,) = speaker.answers([prompt], shown)
     except KeyboardInterrupt:
         print()
         return None
     except RequestError as error:
         say(str(error))
         return None
-    (text,) = answers.texts
+    (text,) = reply.texts
     if shown is None:
         print(plain(text, keep="\n\t"))
     else:

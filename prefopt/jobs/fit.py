@@ -17,7 +17,6 @@ from prefopt.data.views import view
 from prefopt.files import cached_folder
 from prefopt.models.base import Base
 from prefopt.models.policy import Policy
-from prefopt.models.reference import FrozenCopy
 from prefopt.models.tiny import content_key, fit_tokenizer, new_model
 from prefopt.module import PreferenceModule
 from prefopt.objectives import create
@@ -50,7 +49,7 @@ def _fit(settings: TinySettings, demonstrations: list[Example], folder: Path) ->
     module = PreferenceModule(
         create("sft"),
         Policy(model),
-        FrozenCopy(lambda: Policy(model)),  # sft asks for no reference
+        None,
         partial(torch.optim.AdamW, lr=settings.fit_lr, weight_decay=0.0),
         partial(cosine, warmup=0.05),
     )

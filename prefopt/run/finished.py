@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RequestError, nearest
+from prefopt.files import read_json
+from prefopt.models.files import is_classifier
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ class Finished:
     @property
     def judges(self) -> bool:
         """Whether it trained a reward model that transformers loads as a sequence classifier."""
-        architectures = _read(self.model / "config.json").get("architectures") or [""]
-        return str(architectures[0]).endswith("ForSequenceClassification")
+        return is_classifier(str(self.model), self.key)
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -47,7 +47,8 @@ def finished_run(folder: str, key: str = "run") -> Finished:
     path = Path(folder).expanduser()
     if not (path / "summary.json").is_file() or not (path / "config.json").is_file():
         raise RequestError(f"{key}={folder}: no run there: no summary.json{_meant(path)}")
-    run = Finished(path, _read(path / "config.json"), _read(path / "summary.json"), key)
+    config, summary = (read_json(path / name, f"{key}={folder}") for name in ("config.json", "summary.json"))
+    run = Finished(path, config, summary, key)
     status = run.summary.get("status")
     if status not in ("finished", "stopped"):
         way_out = "" if status == "failed" else "; the command that began it continues it"
@@ -74,10 +75,6 @@ def judging_run(name: str, key: str = "reward.name") -> Finished | None:
     if not run.judges:
         raise RequestError(f"{key}={name}: this run trained loss={run.summary['loss']}, no reward model")
     return run
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def _meant(path: Path) -> str:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from prefopt.data import adapters
-from prefopt.data.adapters import ADAPTERS, Adapter, adapter_for
+from prefopt.data import published
+from prefopt.data.published import ADAPTERS, Adapter, adapter_for
 from prefopt.data.shapes import examples_of
 
 
@@ -325,12 +325,12 @@ def test_which_splits_and_subsets_are_read():
 
 def test_no_data_set_has_two_adapters():
     with pytest.raises(ValueError, match=r"\Anvidia/HELPSTEER2 has two adapters\Z"):
-        adapters._declare("nvidia/HELPSTEER2", row=adapters.unchanged)
+        published._declare("nvidia/HELPSTEER2", row=published.unchanged)
 
 
 def test_what_is_left_out_is_told():
     """A row function that can give None says so in its docstring."""
-    tree = ast.parse(inspect.getsource(adapters))
+    tree = ast.parse(inspect.getsource(published))
     for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
         gives_none = any(
             isinstance(n, ast.Constant) and n.value is None

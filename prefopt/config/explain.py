@@ -1,0 +1,72 @@
+"""What Hydra or OmegaConf refused, in our words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from prefopt.config.guard import config_dir
+from prefopt.errors import first_line, nearest
+
+
+def explain(error: BaseException, config_name: str, overrides: Iterable[str]) -> str:
+    """What Hydra or OmegaConf refused, in one or two lines with the nearest accepted word."""
+    if isinstance(error, MissingConfigException):
+        return _no_option(error)
+    if not str(error) and error.__cause__ is not None:
+        return explain(error.__cause__, config_name, overrides)
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        accepted = "key=value, with quotes around what is text"
+        return f"{error.override}: cannot be read: {first_line(error)}\naccepted: {accepted}"
+    if text.startswith("Ambiguous value for argument"):
+        return f"{first_line(error).split(chr(39))[1]}: one value at a time; quotes make a text of it, brackets a list"
+    typed = getattr(error, "object_type", None)
+    if isinstance(error, ConfigKeyError) and is_dataclass(typed):
+        return no_key(str(error.full_key), [field.name for field in fields(typed)])
+    wrong_key = re.search(r"Could not override '([^']+)'", text)
+    if wrong_key and "No match in the defaults list" in text:
+        groups = sorted(folder.name for folder in Path(config_dir()).iterdir() if folder.is_dir())
+        return no_key(wrong_key[1].split("@")[0], groups)
+    if wrong_key:
+        key = wrong_key[1]
+        rest = [override for override in overrides if override.split("=")[0].lstrip("+~") != key]
+        return no_key(key, _keys_beside(key, config_name, rest))
+    full_key = getattr(error, "full_key", None)
+    return f"{full_key}: {first_line(error)}" if full_key else first_line(error)
+
+
+def _no_option(error: MissingConfigException) -> str:
+    name = error.missing_cfg_file or "?"
+    group, _, option = name.rpartition("/")
+    if error.options is None:
+        return first_line(error)
+    options = sorted(set(error.options))
+    return f"{group}={option}: no such option{nearest(option, options)}\naccepted: {', '.join(options)}"
+
+
+def no_key(key: str, known: Iterable[Any]) -> str:
+    parent, _, last = key.rpartition(".")
+    known = sorted(map(str, known))
+    near = nearest(last, known)
+    return f"{key}: no such key{near}\naccepted{f' under {parent}' if parent else ''}: {', '.join(known)}"
+
+
+def _keys_beside(key: str, config_name: str, overrides: list[str]) -> list[str]:
+    """The keys that stand where `key` was looked for."""
+    try:
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            cfg = compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException):
+        return []
+    parent = key.rpartition(".")[0]
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return [str(name) for name in node if not str(name).startswith("_")] if isinstance(node, DictConfig) else []

@@ -1,0 +1,32 @@
+"""What may be set, with types; the YAML files of conf/ explain each key and hold its default."""
+
+from prefopt.settings.commands import ExportSettings, NamedModel, NamedReward, SampleSettings
+from prefopt.settings.training import (
+    ALL_LINEAR,
+    AdapterSettings,
+    DataSettings,
+    EvaluationSettings,
+    ModelSettings,
+    QuantSettings,
+    Settings,
+    TinySettings,
+    TrainerSettings,
+    WorldSettings,
+)
+
+__all__ = [
+    "ALL_LINEAR",
+    "AdapterSettings",
+    "DataSettings",
+    "EvaluationSettings",
+    "ExportSettings",
+    "ModelSettings",
+    "NamedModel",
+    "NamedReward",
+    "QuantSettings",
+    "SampleSettings",
+    "Settings",
+    "TinySettings",
+    "TrainerSettings",
+    "WorldSettings",
+]
