@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from prefopt.assemble import Parts, build_data, build_module, build_sync, build_trainer, prepare_parts
+from prefopt.assemble import Parts, build_data, build_memory, build_module, build_sync, build_trainer, prepare_parts
 from prefopt.callbacks.checkpoints import Checkpoints
 from prefopt.callbacks.progress import Progress
 from prefopt.callbacks.selfcheck import SelfCheck
@@ -115,7 +115,7 @@ def _run(request: Request, run: RunFolder) -> bool:
     every = settings.trainer.checkpoint_every
     checkpoints = Checkpoints(run.checkpoint, steps_of(every, parts.plan.steps) if every else None, clock, run.resumed)
     watching = [Progress(f"training {objective.name}"), SelfCheck(clock.paused), clock]
-    callbacks = [*watching, *build_sync(request, module), checkpoints]
+    callbacks = [*watching, *build_memory(request, parts, module), *build_sync(request, module), checkpoints]
     if settings.trainer.val_every:
         callbacks.append(Validation(run.path / "validation.jsonl", parts.dataset.val))
     trainer = build_trainer(request, run.path, parts.plan, callbacks)
