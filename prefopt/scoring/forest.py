@@ -60,8 +60,8 @@ class Planted:
     completion_at: Tensor
 
 
-def plant(batch: Batch, room: int = ROOM, multiple: int = ROUND) -> Planted:
-    """Trees of similar size together, at most `room` tokens in a forest unless one tree alone has more."""
+def plant(batch: Batch) -> Planted:
+    """Trees of similar size together, at most ROOM tokens in a forest unless one tree alone has more."""
     prompts, completions = batch.prompts(), batch.completions()
     rows: list[list[int]] = [[] for _ in prompts]
     for row, group in enumerate(batch.group.tolist()):
@@ -69,7 +69,7 @@ def plant(batch: Batch, room: int = ROOM, multiple: int = ROUND) -> Planted:
     sizes = [len(p) + sum(len(completions[r]) for r in of) for p, of in zip(prompts, rows, strict=True)]
     prompt_at, completion_at = [0] * len(prompts), [0] * len(completions)
     forests, offset = [], 0
-    for chosen in _packed(sizes, room):
+    for chosen in _packed(sizes, ROOM):
         start, trees, ids, positions = 0, [], [], []
         for g in chosen:
             size, prompt_at[g] = len(prompts[g]), offset + start
@@ -83,7 +83,7 @@ def plant(batch: Batch, room: int = ROOM, multiple: int = ROUND) -> Planted:
                 positions.append(torch.arange(size, size + len(completions[r])))
             trees.append(Tree(start, size, tuple(len(completions[r]) for r in rows[g])))
             start += sizes[g]
-        filling = -start % multiple
+        filling = -start % ROUND
         if filling:
             trees.append(Tree(start, filling, ()))
             ids.append(batch.prompt_ids.new_zeros(filling))
