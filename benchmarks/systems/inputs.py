@@ -30,7 +30,8 @@ def make(folder: Path, source: Path, shape: str, pairs: int, seed: int) -> None:
     left out, so that nobody truncates."""
     import torch
 
-    rows = [_pair(json.loads(line)) for line in gzip.open(source, "rt", encoding="utf-8")]
+    with gzip.open(source, "rt", encoding="utf-8") as lines:
+        rows = [_pair(json.loads(line)) for line in lines]
     rows = [row for row in rows if row is not None]
     tokenizer = _tokenizer([row["prompt"] + row["chosen"] + "\n" + row["rejected"] for row in rows])
     random.Random(seed).shuffle(rows)
