@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
+from transformers.models.qwen3 import modeling_qwen3
 
 from prefopt.data.examples import Encoded, Example
 from prefopt.data.loader import Plan, micro_batches
@@ -53,6 +54,7 @@ def keep_rmsnorm_exact() -> None:
         return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
 
     modeling_llama.LlamaRMSNorm.forward = forward
+    modeling_qwen3.Qwen3RMSNorm.forward = forward
 
 
 def toy_examples(n: int, seed: int = 0, weights: bool = True) -> list[Encoded]:

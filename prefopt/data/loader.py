@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,6 +37,12 @@ class Plan:
         """The rows of optimiser step `number`, over all ranks."""
         epoch, index = divmod(number, self.steps_per_epoch)
         return self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def rows_seen(self) -> list[int]:
+        """The rows of the whole run, each once."""
+        if self.steps >= self.steps_per_epoch:
+            return list(range(self.rows))
+        return sorted({row for number in range(self.steps) for row in self.step(number)})
 
     def examples(self, steps: int) -> int:
         """Examples seen in the first `steps` steps."""
@@ -105,6 +111,27 @@ class StepLoader:
         batches += [self.view.batch(rows[:1], filler=True)] * (self.micro_batches - len(batches))
         batches = [replace(batch, counts=counts) for batch in batches]
         return [replace(batches[0], siblings=tuple(batches[1:])), *batches[1:]]
+
+
+class ByLength:
+    """Batches of about `room` tokens, the longest rows first: what costs the least to score once."""
+
+    def __init__(self, view: View, rows: Sequence[int], room: int = 16384) -> None:
+        lengths = {row: view.examples[view.rows[row]].length for row in rows}
+        self.view, used = view, room
+        self.chunks: list[list[int]] = []
+        for row in sorted(rows, key=lambda row: -lengths[row]):
+            if used + lengths[row] > room:
+                self.chunks.append([])
+                used = 0
+            self.chunks[-1].append(row)
+            used += lengths[row]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.view.batch(chunk) for chunk in self.chunks)
 
 
 class HeldOutLoader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from prefopt.callbacks.remember import RememberReference, Wanted
 from prefopt.callbacks.sync import SyncReference
 from prefopt.config import Request
 from prefopt.data.audit import in_words, warnings
-from prefopt.data.loader import Plan, micro_batches
+from prefopt.data.loader import ByLength, Plan, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.origins import Write
 from prefopt.data.prepare import Dataset, Recipe, prepared
@@ -26,7 +28,7 @@ from prefopt.models.reference import Snapshot
 from prefopt.module import PreferenceModule
 from prefopt.progress import say
 from prefopt.schedules import steps_of
-from prefopt.scoring import generate
+from prefopt.scoring import ReferenceStore, generate
 from prefopt.settings import Settings
 
 
@@ -105,6 +107,27 @@ def build_module(request: Request, base: Base) -> PreferenceModule:
     if policy.speaks and reference is not start:
         say(f"evaluation compares with {start.who}")
     return PreferenceModule(request.objective, policy, reference, request.optimizer, request.schedule, start)
+
+
+def build_memory(request: Request, parts: Parts, module: PreferenceModule) -> list[L.Callback]:
+    """What fills the stores of the references: training rows of the one, held-out rows of whom the run starts from."""
+    settings, needs = request.settings, request.objective.needs
+    if not settings.model.reference_store or "lm" not in needs.heads:
+        return []
+    train = [ByLength(parts.view, parts.plan.rows_seen())] if needs.reference else []
+    splits = (parts.dataset.val, parts.dataset.test)
+    loaders = [loader for split in splits for loader in held_out_loaders(split, needs.data, needs.columns, 1)]
+    held_out = [ByLength(loader.view, range(len(loader.view))) for loader in loaders]
+    asked = [(module.base, held_out), (module.reference, train)]
+    for reference, _ in asked:
+        if reference is not None and reference.identity is not None:
+            reference.store = ReferenceStore(_store_folder(settings, reference.identity()))
+    return [RememberReference([Wanted(reference, rows) for reference, rows in asked if reference is not None])]
+
+
+def _store_folder(settings: Settings, identity: str) -> Path:
+    key = hashlib.sha256(f"{identity} {settings.trainer.precision}".encode()).hexdigest()
+    return Path(settings.cache_dir).expanduser() / "reference" / key[:32]
 
 
 def build_sync(request: Request, module: PreferenceModule) -> list[L.Callback]:

@@ -20,7 +20,15 @@ from prefopt.callbacks.validation import Validation, complete
 from prefopt.config import Request
 from prefopt.errors import FAILED, INTERRUPTED, OK, RequestError, refuse
 from prefopt.files import replacing_folder, write_lines
-from prefopt.jobs.assemble import Parts, build_data, build_module, build_sync, build_trainer, prepare_parts
+from prefopt.jobs.assemble import (
+    Parts,
+    build_data,
+    build_memory,
+    build_module,
+    build_sync,
+    build_trainer,
+    prepare_parts,
+)
 from prefopt.jobs.evaluate import (
     HeldOut,
     Sampled,
@@ -110,7 +118,7 @@ def _run(request: Request, run: RunFolder) -> bool:
     every = settings.trainer.checkpoint_every
     checkpoints = Checkpoints(run.checkpoint, steps_of(every, parts.plan.steps) if every else None, clock, run.resumed)
     watching = [Progress(f"training {objective.name}"), SelfCheck(clock.paused), clock]
-    callbacks = [*watching, *build_sync(request, module), checkpoints]
+    callbacks = [*watching, *build_memory(request, parts, module), *build_sync(request, module), checkpoints]
     if settings.trainer.val_every:
         callbacks.append(Validation(run.path / "validation.jsonl", parts.dataset.val))
     trainer = build_trainer(request, run.path, parts.plan, callbacks)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ class Base:
                 found = hashlib.sha256(f"{found} {start}".encode()).hexdigest()
             self._hash = found
         return self._hash
+
+    def identity(self) -> str:
+        """sha256 of what its log-probs depend on: weights, configuration, quantisation and dtype."""
+        config = self.config().to_diff_dict()
+        named = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+        told = [self.hash(), named, self.quant and asdict(self.quant), self.dtype]
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
     def policy(self) -> Policy:
         """Whom the run starts from, as a policy; nothing in it trains."""

@@ -125,29 +125,33 @@ def build_references(
 def _kept(kind: str, settings: ModelSettings, base: Base, policy: Policy) -> Reference:
     """A reference of the kind."""
     if kind == "adapter_off":
-        return AdapterOff(policy, at_start=base.adapter is None)
+        return AdapterOff(policy, at_start=base.adapter is None, identity=replace(base, adapter=None).identity)
     if kind == "copy":
-        return FrozenCopy(base.policy, f"a frozen copy of {_whole(base)}")
+        return FrozenCopy(base.policy, f"a frozen copy of {_whole(base)}", identity=base.identity)
     if kind == "start":
-        return Snapshot(policy, f"the adapter as the run starts, kept frozen on the weights of {base.name}")
+        return _snapshot(base, policy, "the adapter")
     return _other(settings, base) if kind == "model" else _start(base, policy)
 
 
 def _start(base: Base, policy: Policy) -> Reference:
     """Whom the run starts from, at the least cost."""
     if not policy.adapted:
-        return FrozenCopy(base.policy, f"a frozen copy of {_whole(base)}")
+        return FrozenCopy(base.policy, f"a frozen copy of {_whole(base)}", identity=base.identity)
     if base.adapter is None and not leaking(policy):
-        return AdapterOff(policy)
-    which = base.adapter or "the new adapter, with the weights that train beside it,"
-    return Snapshot(policy, f"{which} as the run starts, kept frozen on the weights of {base.name}")
+        return AdapterOff(policy, identity=base.identity)
+    return _snapshot(base, policy, base.adapter or "the new adapter, with the weights that train beside it,")
+
+
+def _snapshot(base: Base, policy: Policy, which: str) -> Snapshot:
+    who = f"{which} as the run starts, kept frozen on the weights of {base.name}"
+    return Snapshot(policy, who, identity=None if base.adapter is None else base.identity)
 
 
 def _other(settings: ModelSettings, base: Base) -> FrozenCopy:
     key, name = "model.reference_name", str(settings.reference_name)
     other = load_base(name, base.dtype, settings.trust_remote_code, key)
     _same_vocabulary(base.tokenizer, other.tokenizer, f"{key}={name}")
-    return FrozenCopy(other.policy, f"another model, {_whole(other)}", at_start=False)
+    return FrozenCopy(other.policy, f"another model, {_whole(other)}", at_start=False, identity=other.identity)
 
 
 def _same_vocabulary(own: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, what: str) -> None:

@@ -51,17 +51,26 @@ class Policy(nn.Module):
         return self.causal.config.get_text_config()
 
     @property
+    def vocabulary(self) -> int:
+        """Logits of a token."""
+        return self.config.vocab_size
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def hidden_states(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        """[N, L] ids to [N, L, H]. mask covers what the cache holds too; positions are those of `ids`."""
+    def hidden_states(
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache | None = None, **attention: Any
+    ) -> Tensor:
+        """[N, L] ids to [N, L, H]. mask covers what the cache holds too; positions are those of `ids`. attention: what
+        the attention function in force is to be given besides."""
         out = self.causal.base_model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            **attention,
         )
         return out.last_hidden_state
 

@@ -13,13 +13,20 @@ from prefopt.errors import RequestError
 from prefopt.models.policy import Policy
 from prefopt.records import Batch
 from prefopt.scoring.score import score
+from prefopt.scoring.store import ReferenceStore
+
+Identity = Callable[[], str] | None
 
 
 class Reference(Protocol):
-    """who: in words. at_start: whether the policy starts as this one, so that their first log-probs must agree."""
+    """who: in words. at_start: whether the policy starts as this one, so that their first log-probs must agree.
+    identity: makes what tells its weights from all others; None where nothing can. store: what it has said already,
+    where that is kept."""
 
     who: str
     at_start: bool
+    identity: Identity
+    store: ReferenceStore | None
 
     def policy(self, device: torch.device) -> AbstractContextManager[Policy]:
         """A policy that speaks with the reference's weights for as long as the block lasts."""
@@ -28,6 +35,9 @@ class Reference(Protocol):
 @torch.no_grad()
 def reference_logps(reference: Reference, batch: Batch) -> Tensor:
     """[N, T] nats: log-probs of the batch's completions under the reference."""
+    known = reference.store.logps(batch) if reference.store is not None else None
+    if known is not None:
+        return known
     with reference.policy(batch.prompt_ids.device) as policy:
         return score(policy, batch).logps
 
@@ -38,7 +48,9 @@ class AdapterOff:
     Refused where a trainable weight is not switched off with the adapter, for then the reference would learn too.
     """
 
-    def __init__(self, policy: Policy, at_start: bool = True) -> None:
+    store: ReferenceStore | None = None
+
+    def __init__(self, policy: Policy, at_start: bool = True, identity: Identity = None) -> None:
         if not policy.adapted:
             raise RequestError("model.reference=adapter_off needs an adapter; model.adapter is null")
         leaks = leaking(policy)
@@ -46,7 +58,7 @@ class AdapterOff:
             raise RequestError(
                 f"model.reference=adapter_off, but {leaks[0]} trains with the adapter off too; use model.reference=copy"
             )
-        self.at_start = at_start
+        self.at_start, self.identity = at_start, identity
         self.who = "the same model with its adapter off"
         if not at_start:
             self.who += ", which is not the adapter that the run continues: the policy does not start as its reference"
@@ -61,8 +73,16 @@ class AdapterOff:
 class FrozenCopy:
     """A second model, loaded when first asked. Not a module: it is neither trained nor saved."""
 
-    def __init__(self, load: Callable[[], Policy], who: str = "a frozen copy of it", at_start: bool = True) -> None:
-        self.who, self.at_start = who, at_start
+    store: ReferenceStore | None = None
+
+    def __init__(
+        self,
+        load: Callable[[], Policy],
+        who: str = "a frozen copy of it",
+        at_start: bool = True,
+        identity: Identity = None,
+    ) -> None:
+        self.who, self.at_start, self.identity = who, at_start, identity
         self._load = load
         self._copy: Policy | None = None
 
@@ -75,6 +95,10 @@ class FrozenCopy:
             self._copy = self._copy.to(device)
         yield self._copy
 
+    def release(self) -> None:
+        """Give its memory back until it is asked again."""
+        self._copy = None
+
 
 class Snapshot:
     """What trains in the policy (all of it, or an adapter with whatever trains beside it), kept frozen as it was when
@@ -83,9 +107,10 @@ class Snapshot:
     """
 
     at_start = True
+    store: ReferenceStore | None = None
 
-    def __init__(self, policy: Policy, who: str) -> None:
-        self.who = who
+    def __init__(self, policy: Policy, who: str, identity: Identity = None) -> None:
+        self.who, self.identity = who, identity
         self._policy = policy
         trained = {name: p for name, p in policy.trainable().items() if not name.startswith("heads.")}
         self.weights = {name: p.detach().clone() for name, p in trained.items()}

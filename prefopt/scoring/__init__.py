@@ -2,5 +2,6 @@
 
 from prefopt.scoring.generate import generate
 from prefopt.scoring.score import score
+from prefopt.scoring.store import ReferenceStore
 
-__all__ = ["generate", "score"]
+__all__ = ["ReferenceStore", "generate", "score"]

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from prefopt.models.policy import Policy
 from prefopt.records import Batch, Columns, Scores
+from prefopt.scoring.forest import plant
 from prefopt.scoring.layout import completion_mask, completion_positions, layouts, prompt_positions
 from prefopt.scoring.logprobs import token_quantities
+from prefopt.scoring.sharing import forest_states, shares_prompts
 
 
 def score(
@@ -28,7 +30,7 @@ def score(
     columns: Columns = {**batch.columns, "group": batch.group}
     logps = values = rewards = None
     if "lm" in heads:
-        found = token_quantities(policy.lm_head, states, batch.completion_ids, tokens)
+        found = token_quantities(policy.lm_head, states, batch.completion_ids, policy.vocabulary, tokens)
         logps = _spread(found.pop("logps"), mask)
         columns |= {name: _spread(value, mask) for name, value in found.items()}
     if prompt:
@@ -43,28 +45,44 @@ def score(
 
 
 class _States:
-    """The backbone's states of every row, whichever layout they were computed in."""
+    """The backbone's states of every row: out of a forest where the model can share prompts, else padded."""
 
     def __init__(self, policy: Policy, batch: Batch) -> None:
-        parts, offset = [], 0
-        self._start = torch.zeros(len(batch), dtype=torch.long, device=batch.group.device)
-        for layout in layouts(batch):
-            states = policy.hidden_states(layout.ids, layout.attention_mask, layout.position_ids)
-            rows, width = states.shape[:2]
-            self._start[layout.rows] = offset + width * torch.arange(rows, device=states.device)
-            offset += rows * width
-            parts.append(states.flatten(0, 1))
-        self._flat = torch.cat(parts)
+        self._prompts = batch.prompt_lengths[batch.group]
+        longest = int((self._prompts + batch.completion_lengths).max())
+        if shares_prompts(policy, longest):
+            planted = plant(batch)
+            self._flat = torch.cat([forest_states(policy, forest) for forest in planted.forests])
+            self._prompt_at, completion_at = planted.prompt_at[batch.group], planted.completion_at
+        else:
+            self._flat, self._prompt_at = _padded_states(policy, batch)
+            completion_at = self._prompt_at + self._prompts
+        # Where column 0 would lie if the prompt stood right before the completion.
+        self._completion_at = completion_at - self._prompts
 
     def at(self, row: Tensor, column: Tensor) -> Tensor:
-        """[C] rows and columns to [C, H]."""
-        return self._flat[self._start[row] + column]
+        """[C] rows and columns (of prompt and completion together) to [C, H]."""
+        start = torch.where(column < self._prompts[row], self._prompt_at[row], self._completion_at[row])
+        return self._flat[start + column]
+
+
+def _padded_states(policy: Policy, batch: Batch) -> tuple[Tensor, Tensor]:
+    """States [·, H] of all rows, and where in them each row begins, [N]."""
+    parts, offset = [], 0
+    begin = torch.zeros(len(batch), dtype=torch.long, device=batch.group.device)
+    for layout in layouts(batch):
+        states = policy.hidden_states(layout.ids, layout.attention_mask, layout.position_ids)
+        rows, width = states.shape[:2]
+        begin[layout.rows] = offset + width * torch.arange(rows, device=states.device)
+        offset += rows * width
+        parts.append(states.flatten(0, 1))
+    return torch.cat(parts), begin
 
 
 def _prompt_columns(policy: Policy, batch: Batch, hidden: _States) -> Columns:
     """prompt_logp [N] nats and prompt_tokens [N], for likelihoods that read the prompt too."""
     row, column, targets = prompt_positions(batch)
-    logps = token_quantities(policy.lm_head, hidden.at(row, column), targets)["logps"]
+    logps = token_quantities(policy.lm_head, hidden.at(row, column), targets, policy.vocabulary)["logps"]
     total = torch.zeros(len(batch), dtype=logps.dtype, device=logps.device).index_add(0, row, logps)
     return {"prompt_logp": total, "prompt_tokens": batch.prompt_tokens}
 

@@ -90,6 +90,7 @@ class ModelSettings:
     reference_name: str | None
     sync_every: int | None
     sync_mix: float
+    reference_store: bool
     trust_remote_code: bool
     dtype: str
     learning_rate: float

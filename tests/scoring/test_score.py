@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from prefopt.models.policy import Policy
 from prefopt.records import Batch
-from prefopt.scoring import layout, logprobs, score
+from prefopt.scoring import forest, layout, logprobs, score, sharing
 from tests.toy import VOCAB, keep_rmsnorm_exact, toy_model
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -54,11 +56,13 @@ def textbook(model, rows: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]
     return found, asked
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("room", [8, 40, 100_000])
 @pytest.mark.parametrize("name", MODELS)
-def test_log_probs_are_the_models_own(name, room, monkeypatch):
-    monkeypatch.setattr(layout, "ROOM", room)
+def test_log_probs_are_the_models_own(name, room, shared, monkeypatch):
+    monkeypatch.setattr(layout if not shared else forest, "ROOM", room)
     model = MODELS[name]()
+    monkeypatch.setitem(sharing._known, model, "" if shared else "asked not to")
     rows = batch()
     scores = score(Policy(model), rows, prompt=True)
     expected, asked = textbook(model, rows)
@@ -71,14 +75,16 @@ def test_log_probs_are_the_models_own(name, room, monkeypatch):
     assert scores.columns["group"].tolist() == rows.group.tolist()
 
 
+@pytest.mark.parametrize("kept", [0, 2**26])
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
-def test_gradients_do_not_depend_on_chunks(chunk, monkeypatch):
-    """Recomputed chunk by chunk or not, the gradient is the one through whole logits."""
+def test_gradients_do_not_depend_on_chunks(chunk, kept, monkeypatch):
+    """Recomputed chunk by chunk or kept, the gradient is the one through whole logits."""
     rows, model = batch(), toy_model()
     sum(own.sum() for own in textbook(model, rows)[0]).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    monkeypatch.setattr(logprobs, "CHUNK", chunk * VOCAB)
+    monkeypatch.setattr(logprobs, "KEPT", kept)
     score(Policy(model), rows).logp.sum().backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-10, atol=1e-11)
@@ -99,16 +105,17 @@ class Widest(TorchDispatchMode):
 
 def test_logits_never_exist_for_a_whole_batch(monkeypatch):
     """Forward and backward hold at most a chunk of positions, the completion's alone."""
-    monkeypatch.setattr(logprobs, "CHUNK", 16)
+    monkeypatch.setattr(logprobs, "CHUNK", 20 * 9973)
+    monkeypatch.setattr(logprobs, "KEPT", 0)
     torch.manual_seed(0)
     config = toy_model().config
     config.vocab_size = 9973
     policy = Policy(type(toy_model())(config))
     rows = batch(prompts=6, per_prompt=4)
-    assert len(rows.completion_ids) > 4 * 16
+    assert len(rows.completion_ids) > 4 * 20
     with Widest() as seen:
         score(policy, rows).logp.sum().backward()
-    assert seen.elements == 16
+    assert seen.elements == 20  # the head's weight itself has 16 rows
 
 
 def test_entropy_of_the_same_pass():
@@ -119,9 +126,39 @@ def test_entropy_of_the_same_pass():
     logs = model(input_ids=ids[None]).logits[0, len(prompts[1]) - 1 : -1].log_softmax(-1)
     own = scores.columns["entropy"][4][scores.mask[4]]
     torch.testing.assert_close(own, -(logs.exp() * logs).sum(-1), **EXACT)
-    assert own.requires_grad
-    with pytest.raises(ValueError, match=r"needs\.tokens asks for surprise; scoring knows entropy"):
+    expected = torch.autograd.grad(-(logs.exp() * logs).sum(), model.parameters())
+    for mine, theirs in zip(torch.autograd.grad(own.sum(), model.parameters()), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
+    with pytest.raises(ValueError, match=r"needs\.tokens asks for surprise; scoring knows entropy, top1"):
         score(Policy(model), rows, tokens=frozenset({"surprise"}))
+
+
+def test_whether_the_target_is_the_likeliest_token():
+    rows, model = batch(), toy_model()
+    rows = replace(rows, completion_ids=rows.completion_ids.clone())
+    prompts = rows.prompts()
+    likeliest = model(input_ids=prompts[0][None]).logits[0, -1].argmax()
+    rows.completion_ids[0] = likeliest
+    found = score(Policy(model), rows, tokens=frozenset({"top1", "entropy"})).columns["top1"]
+    assert found[0, 0] == 1
+    ids = torch.cat((prompts[0], rows.completions()[0]))
+    own = model(input_ids=ids[None]).logits[0, len(prompts[0]) - 1 : -1].argmax(-1)
+    assert found[0][: len(own)].tolist() == (own == rows.completions()[0]).float().tolist()
+
+
+def test_dropout_in_the_head_is_drawn_once(monkeypatch):
+    """A head that draws: chunks that are computed again must draw the same (LoRA's dropout on lm_head)."""
+    hidden, targets = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 9, (6,))
+    weight = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+
+    def grad(kept: int) -> torch.Tensor:
+        monkeypatch.setattr(logprobs, "KEPT", kept)
+        torch.manual_seed(3)
+        head = lambda states: torch.nn.functional.dropout(states, 0.5) @ weight.t()  # noqa: E731
+        logps = logprobs.token_quantities(head, hidden, targets, 9)["logps"]
+        return torch.autograd.grad(logps.sum(), weight)[0]
+
+    torch.testing.assert_close(grad(0), grad(10**9), **EXACT)
 
 
 def test_heads_read_the_right_state():

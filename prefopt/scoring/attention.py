@@ -1,0 +1,251 @@
+"""Attention inside a forest, for unmodified Hugging Face models: a token sees its prompt, and its own branch so far.
+
+On a CPU a small tree is one dense block under its mask; a large one is flash attention, a branch at a time, its view of
+the prompt and of itself merged by their log-sum-exp. Elsewhere FlexAttention takes the whole forest.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig
+
+from prefopt.scoring.forest import Forest, Tree
+
+NAME = "prefopt_forest"
+DENSE = 640  # a tree of more tokens goes to flash attention: its block would be read and written too often
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Unsupported(Exception):
+    """The model asks attention for something that is not done here."""
+
+
+@contextmanager
+def forest_attention(config: PretrainedConfig) -> Iterator[None]:
+    """While it lasts the model's layers call `attend`; they must be given `forest=`."""
+    before = config._attn_implementation_internal
+    config._attn_implementation_internal = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = before
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    forest: Forest | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query: [1, heads, T, D]; key, value: [1, key heads, T, D], a divisor of heads. Returns [1, T, heads, D].
+
+    Sliding windows are ignored: the caller sees to it that no row is longer than one.
+    """
+    del module, attention_mask
+    if forest is None:
+        raise Unsupported("its layers do not pass on what they are given for attention")
+    if dropout or softcap is not None or s_aux is not None or value.shape[-1] != query.shape[-1]:
+        raise Unsupported("its attention has dropout, a soft cap, sinks or values of another size")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if query.device.type != "cpu":
+        return _flex(query, key, value, scale, forest).transpose(1, 2), None
+    cut = next((tree.start for tree in forest.trees if tree.size > DENSE), len(forest))
+    small = tuple(tree for tree in forest.trees if tree.start < cut)
+    large = tuple(Tree(t.start - cut, t.prompt, t.branches) for t in forest.trees if t.start >= cut)
+    parts = []
+    if small:
+        parts.append(_Dense.apply(query[0, :, :cut], key[0, :, :cut], value[0, :, :cut], scale, small))
+    if large:
+        # Flash attention has no grouped heads on a CPU.
+        groups = query.shape[1] // key.shape[1]
+        rest = (t[:, :, cut:] for t in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)))
+        parts.append(_Merged.apply(*rest, scale, large)[0])
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return out.transpose(0, 1)[None], None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+class _Dense(torch.autograd.Function):
+    """One block of scores per tree, its probabilities kept. q: [heads, T, D]; k, v: [key heads, T, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, trees: tuple[Tree, ...]) -> Tensor:
+        out = _rows_like(q)
+        kept = []
+        for tree in trees:
+            at = slice(tree.start, tree.end)
+            own = _grouped(q[:, at], k)
+            scores = torch.baddbmm(_mask(tree, q, k), own, k[:, at].transpose(1, 2), alpha=scale)
+            weights = scores.softmax(-1)
+            out[:, at] = torch.bmm(weights, v[:, at]).view(len(q), tree.size, -1)
+            kept.append(weights)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.scale, ctx.trees = scale, trees
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensors
+        dq, dk, dv = _rows_like(q), _rows_like(k), _rows_like(v)
+        for tree, weights in zip(ctx.trees, kept, strict=True):
+            at = slice(tree.start, tree.end)
+            grad, own = _grouped(grads[0][:, at], k), _grouped(q[:, at], k)
+            dv[:, at] = torch.bmm(weights.transpose(1, 2), grad)
+            dweights = torch.bmm(grad, v[:, at].transpose(1, 2))
+            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
+            dq[:, at] = torch.bmm(dscores, k[:, at]).view(len(q), tree.size, -1)
+            dk[:, at] = torch.bmm(dscores.transpose(1, 2), own)
+        return dq, dk, dv, None, None
+
+
+class _Merged(torch.autograd.Function):
+    """Flash attention, branch by branch. q, k, v: [1, heads, T, D].
+
+    The prompt and its first branch lie in one causal call. Of every other branch, what it sees of the prompt and what
+    it sees of itself are two calls, merged by their log-sum-exp; each backward is given the merged output and
+    log-sum-exp, so it yields its own share of the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, trees: tuple[Tree, ...]) -> Tensor:
+        out = _rows_like(q)
+        sums = []
+        for tree in trees:
+            trunk, first, others = _parts(tree)
+            out[:, :, first], lse = _flash(q[:, :, first], k[:, :, first], v[:, :, first], 0.0, True, scale=scale)
+            sums.append(lse)
+            for at in others:
+                seen, lse_seen = _flash(q[:, :, at], k[:, :, trunk], v[:, :, trunk], 0.0, False, scale=scale)
+                own, lse_own = _flash(q[:, :, at], k[:, :, at], v[:, :, at], 0.0, True, scale=scale)
+                share = torch.sigmoid(lse_seen - lse_own)[..., None].to(own.dtype)
+                out[:, :, at] = torch.lerp(own, seen, share)
+                sums.append(torch.logaddexp(lse_seen, lse_own))
+        ctx.save_for_backward(q, k, v, out, *sums)
+        ctx.scale, ctx.trees = scale, trees
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, *sums = ctx.saved_tensors
+        dq, dk, dv = _rows_like(q), _rows_like(k), _rows_like(v)
+        left = iter(sums)
+
+        def parts(rows: slice, seen: slice, lse: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+            return _flash_backward(
+                *(t[:, :, rows] for t in (grads[0], q)),
+                *(t[:, :, seen] for t in (k, v)),
+                out[:, :, rows],
+                lse,
+                0.0,
+                causal,
+                scale=ctx.scale,
+            )
+
+        for tree in ctx.trees:
+            trunk, first, others = _parts(tree)
+            dq[:, :, first], dk[:, :, first], dv[:, :, first] = parts(first, first, next(left), True)
+            for at in others:
+                lse = next(left)
+                dq_own, dk[:, :, at], dv[:, :, at] = parts(at, at, lse, True)
+                dq_seen, dk_seen, dv_seen = parts(at, trunk, lse, False)
+                dq[:, :, at] = dq_own + dq_seen
+                dk[:, :, trunk] += dk_seen
+                dv[:, :, trunk] += dv_seen
+        return dq, dk, dv, None, None
+
+
+def _parts(tree: Tree) -> tuple[slice, slice, list[slice]]:
+    """(prompt, prompt with its first branch, the other branches)."""
+    first, *others = tree.branches or (0,)
+    end = tree.start + tree.prompt + first
+    found = []
+    for length in others:
+        found.append(slice(end, end + length))
+        end += length
+    return slice(tree.start, tree.start + tree.prompt), slice(tree.start, tree.start + tree.prompt + first), found
+
+
+def _grouped(q: Tensor, k: Tensor) -> Tensor:
+    """[heads, n, D] to [key heads, heads / key heads · n, D]: the query heads of a key head, one after the other."""
+    return q.reshape(len(k), -1, q.shape[-1])
+
+
+def _rows_like(t: Tensor) -> Tensor:
+    """Empty, of the same shape, the heads of a token side by side in memory: what the next layer reads."""
+    return torch.empty_like(t.transpose(-3, -2), memory_format=torch.contiguous_format).transpose(-3, -2)
+
+
+def _mask(tree: Tree, q: Tensor, k: Tensor) -> Tensor:
+    """[key heads, heads / key heads · n, n], to be added to scores."""
+    block = tree_mask(tree.prompt, tree.branches, q.dtype)
+    return block.repeat(len(q) // len(k), 1).expand(len(k), -1, -1)
+
+
+@functools.lru_cache(maxsize=256)
+def tree_mask(prompt: int, branches: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """[n, n]: 0 where a token may look, -inf where not."""
+    size = prompt + sum(branches)
+    may = torch.ones(size, size, dtype=torch.bool).tril()
+    start = prompt
+    for length in branches:
+        end = start + length
+        may[end:, start:end] = False
+        start = end
+    return torch.zeros(size, size, dtype=dtype).masked_fill(~may, float("-inf"))
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, scale: float, forest: Forest) -> Tensor:
+    mask = block_mask(forest, query.device)
+    call = _compiled_flex() if query.device.type == "cuda" else _flex_attention()
+    return call(query, key, value, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+
+
+def block_mask(forest: Forest, device: torch.device) -> Any:
+    """FlexAttention's form of the forest's mask; all layers of a forward read the one that the first one made."""
+    found = forest.__dict__.get("_block_mask")
+    if found is None:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        sizes = [(t, b) for t, tree in enumerate(forest.trees) for b in (tree.prompt, *tree.branches)]
+        numbers = torch.tensor([(t, i) for i, (t, _) in enumerate(sizes)], device=device)
+        lengths = torch.tensor([size for _, size in sizes], device=device)
+        tree, branch = numbers.repeat_interleave(lengths, 0).unbind(1)
+        trunks = {t: i for i, (t, _) in reversed(list(enumerate(sizes)))}
+        trunk = torch.tensor([trunks[t] for t in range(len(forest.trees))], device=device)[tree]
+
+        def may(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (i >= j) & ((branch[i] == branch[j]) | (trunk[i] == branch[j]))
+
+        found = create_block_mask(may, None, None, len(forest), len(forest), device=device)
+        object.__setattr__(forest, "_block_mask", found)
+    return found
+
+
+@functools.cache
+def _flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention
+
+
+@functools.cache
+def _compiled_flex() -> Any:
+    return torch.compile(_flex_attention(), dynamic=True)

@@ -1,0 +1,81 @@
+"""Whether a model's prompts can be shared: tried on a small forest, not guessed from its name."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from prefopt.models.policy import Policy
+from prefopt.progress import say
+from prefopt.records import Batch
+from prefopt.scoring.attention import Unsupported, forest_attention
+from prefopt.scoring.forest import Forest, plant
+
+_known: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+
+
+def shares_prompts(policy: Policy, longest: int) -> bool:
+    """Whether rows of up to `longest` tokens can be scored as a forest. Says once why not."""
+    if policy.causal not in _known:
+        _known[policy.causal] = reason = why_not(policy)
+        if reason:
+            say(f"prompts are encoded once for each of their completions, padded: {reason}")
+    window = _window(policy)
+    return not _known[policy.causal] and (window is None or longest <= window)
+
+
+def forest_states(policy: Policy, forest: Forest) -> Tensor:
+    """[T, H]"""
+    with forest_attention(policy.config):
+        return policy.hidden_states(forest.ids, None, forest.positions, forest=forest)[0]
+
+
+def why_not(policy: Policy) -> str:
+    """Nothing where the states of a forest are those of its rows; else a reason in words."""
+    config = policy.config
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"the model has layers of the kind {sorted(kinds)[0]}"
+    if any(getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop")):
+        return "the model drops attention out in training"
+    was_training = policy.training
+    policy.eval()
+    try:
+        return _tried(policy)
+    except (Unsupported, TypeError, ValueError, RuntimeError) as error:
+        return f"{type(policy.causal).__name__}: {error}".splitlines()[0]
+    finally:
+        policy.train(was_training)
+
+
+@torch.no_grad()
+def _tried(policy: Policy) -> str:
+    """Two trees against their rows one by one, in the model's own attention."""
+    device, size = policy.device, policy.config.vocab_size
+
+    def ids(n: int, first: int) -> Tensor:
+        return ((torch.arange(n) * 7 + first) % size).to(device)
+
+    prompts, completions = [ids(3, 1), ids(2, 5)], [ids(2, 3), ids(3, 4), ids(1, 9)]
+    batch = Batch.of("rollouts", prompts, completions, [0, 0, 1]).to(device)
+    planted = plant(batch)
+    states = torch.cat([forest_states(policy, forest) for forest in planted.forests])
+    worst = 0.0
+    for row, group in enumerate([0, 0, 1]):
+        whole = torch.cat((prompts[group], completions[row]))[None]
+        positions = torch.arange(whole.shape[1], device=device)[None]
+        alone = policy.hidden_states(whole, torch.ones_like(whole), positions)[0]
+        own = states[planted.completion_at[row] :][: len(completions[row])]
+        difference = (own - alone[len(prompts[group]) :]).abs().max() / alone.abs().max().clamp(min=1e-6)
+        worst = max(worst, float(difference))
+    near = 1e-3 if states.dtype in (torch.float32, torch.float64) else 5e-2
+    return "" if worst <= near else f"a forest's states differ from those of its rows by {worst:.1g}"
+
+
+def _window(policy: Policy) -> int | None:
+    config = policy.config
+    if not getattr(config, "use_sliding_window", True):
+        return None
+    return getattr(config, "sliding_window", None)
