@@ -49,7 +49,7 @@ def read_held_out(module: PreferenceModule, examples: Sequence[Encoded]) -> Held
     """The module's held-out state after a validation pass."""
     table = module.held_out.compute()
     losses = module.held_out_sums.compute()
-    return HeldOut({"loss": sum(losses.values()), **measures(table, examples)}, table)
+    return HeldOut({"loss": _finite(sum(losses.values())), **measures(table, examples)}, table)
 
 
 # ---------------------------------------------------------------- answers
