@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -138,8 +139,8 @@ class PreferenceModule(L.LightningModule):
 
     def held_out_measures(self, examples: Sequence[Encoded]) -> dict[str, float | None]:
         """What summary.json says of a split, after a validation pass over it."""
-        losses = self.held_out_sums.compute()
-        return {"loss": sum(losses.values()), **measures(self.held_out.compute(), examples)}
+        loss = sum(self.held_out_sums.compute().values())
+        return {"loss": loss if math.isfinite(loss) else None, **measures(self.held_out.compute(), examples)}
 
     # ------------------------------------------------------------ checkpoints
 

@@ -60,6 +60,14 @@ def test_held_out_loss_is_the_loss_of_all_rows_at_once(loss):
     assert found["accuracy"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_held_out_rows_without_any_weight_have_no_loss():
+    """None, which JSON can say, and no nan."""
+    module = toy_module(create("dpo"))
+    examples = [replace(row, example=replace(row.example, weight=0.0)) for row in toy_examples(3)]
+    L.Trainer(accelerator="cpu", **QUIET).validate(module, held_out_loaders(examples, "pairs", (), 4), verbose=False)
+    assert set(read_held_out(module, examples).measures.values()) == {None}
+
+
 def test_the_kl_is_of_the_policy_that_was_sampled():
     """Scored without the adapter's dropout, twice the same; training goes on in training mode."""
     policy = adapted()
