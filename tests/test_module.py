@@ -65,7 +65,7 @@ def test_held_out_rows_without_any_weight_have_no_loss():
     module = toy_module(create("dpo"))
     examples = [replace(row, example=replace(row.example, weight=0.0)) for row in toy_examples(3)]
     L.Trainer(accelerator="cpu", **QUIET).validate(module, held_out_loaders(examples, "pairs", (), 4), verbose=False)
-    assert set(read_held_out(module, examples).measures.values()) == {None}
+    assert set(module.held_out_measures(examples).values()) == {None}
 
 
 def test_the_kl_is_of_the_policy_that_was_sampled():
