@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +55,22 @@ class ReferenceStore:
         """Compute what is not here yet; returns how many rows that was. One process at a time does so: another one that
         wants the same waits, and finds it here. The speaker is only asked when there is something to say."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            self._read()
+            return self._fill(batches, total, speaker)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         lock = FileLock(self.folder / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             say("another run is computing reference log-probs: waiting for it")
             lock.acquire()
-        with lock:
-            self._read()
-            return self._fill(batches, total, speaker)
+        try:
+            yield
+        finally:
+            lock.release()
 
     @torch.no_grad()
     def _fill(self, batches: Iterable[Batch], total: int, speaker: Speaker) -> int:

@@ -158,3 +158,12 @@ def test_a_reference_reads_its_store(tmp_path):
     torch.testing.assert_close(read, score(Policy(toy_model()), ROWS).logps, rtol=0, atol=1e-12)
     assert reference_logps(reference, other).shape == (2, 2)
     assert loaded
+
+
+def test_keys_that_begin_alike():
+    """64 of a key's 128 bits find the place, all of them the row."""
+    part = store._Part(torch.tensor([[1, 2], [1, 7], [4, 0]]), torch.tensor([0, 1, 3, 6]), torch.arange(6.0))
+    assert part.get((1, 7)).tolist() == [1.0, 2.0]
+    assert part.get((1, 2)).tolist() == [0.0]
+    assert part.get((1, 5)) is None
+    assert part.get((5, 0)) is None
