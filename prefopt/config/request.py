@@ -53,6 +53,8 @@ def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
     """Run a command under Hydra with the arguments in sys.argv. Returns the exit code."""
     # Threads that spin while they wait cost a factor of ten once two runs share the cores. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # oneDNN keeps a kernel for every shape it has met; a run meets thousands.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     if {"-m", "--multirun"} & set(sys.argv):
         return refuse("sweeps (-m) are not built yet; start one request at a time")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing and exiting
@@ -133,10 +135,14 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
         raise RequestError(f"preset={preset} is not for loss={objective.name}; name the loss before the underscore")
     optimizer, schedule = _instantiate(cfg, "optimizer"), _instantiate(cfg, "schedule")
     try:
-        optimizer([torch.nn.Parameter(torch.zeros(1))])
+        trial = optimizer([torch.nn.Parameter(torch.zeros(1))])
         schedule(0, 1)
     except (TypeError, ValueError) as error:
         raise RequestError(f"optimizer or schedule: {first_line(error)}") from error
+    if trial.defaults.get("fused") and settings.trainer.precision == "16-mixed" and settings.trainer.clip is not None:
+        raise RequestError(
+            "trainer.precision=16-mixed cannot clip what a fused optimizer scales: optimizer.fused=false"
+        )
     return Request(
         settings=settings,
         origin=origin,

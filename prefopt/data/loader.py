@@ -104,10 +104,11 @@ class StepLoader:
     def step(self, number: int) -> list[Batch]:
         """This rank's micro-batches of a step; the first one carries the others for the step's statistics."""
         rows = self.plan.step(number)
-        counts = self.view.batch(rows).units()
+        whole = self.view.batch(rows)
+        counts = whole.units()
         mine = rows[self.rank :: self.world]
         chunks = [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
-        batches = [self.view.batch(chunk) for chunk in chunks]
+        batches = [whole if chunk == rows else self.view.batch(chunk) for chunk in chunks]
         batches += [self.view.batch(rows[:1], filler=True)] * (self.micro_batches - len(batches))
         batches = [replace(batch, counts=counts) for batch in batches]
         return [replace(batches[0], siblings=tuple(batches[1:])), *batches[1:]]
