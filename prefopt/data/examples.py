@@ -93,6 +93,11 @@ class Encoded:
         """Tokens of the prompt and the longest completion that is shown."""
         return len(self.prompt) + max(len(self.completions[k]) for k in self.example.shown)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt and of every completion that is shown."""
+        return len(self.prompt) + sum(len(self.completions[k]) for k in self.example.shown)
+
 
 def digest(contents: Iterable[str]) -> str:
     """sha256 over texts in their order."""

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -40,7 +40,7 @@ class Plan:
 
     def rows_seen(self) -> list[int]:
         """The rows of the whole run, each once."""
-        if self.steps >= self.steps_per_epoch:
+        if self.examples(self.steps) >= self.rows:
             return list(range(self.rows))
         return sorted({row for number in range(self.steps) for row in self.step(number)})
 
@@ -58,6 +58,54 @@ class Plan:
 
     def _order(self, epoch: int) -> list[int]:
         return _order(self.rows, self.seed * 1_000_003 + epoch)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPlan(Plan):
+    """The same order, cut where a step would hold more than `batch_tokens` tokens, or `batch_size` rows; a row that is
+    longer stands alone. lengths: [rows] tokens of each row, a prompt counted once."""
+
+    lengths: Sequence[int]
+    batch_tokens: int
+    _starts: list[int] = field(default_factory=lambda: [0])  # of each step known so far, in rows of the whole run
+
+    @classmethod
+    def by_tokens(
+        cls,
+        lengths: Sequence[int],
+        batch_tokens: int,
+        batch_size: int,
+        max_steps: int | None,
+        max_epochs: float,
+        seed: int,
+    ) -> TokenPlan:
+        plan = cls(len(lengths), batch_size, max_steps or 0, seed, lengths, batch_tokens)
+        if max_steps is not None:
+            return plan
+        wanted, steps = max_epochs * plan.rows, 0
+        while plan.examples(steps) < wanted:
+            steps += 1
+        return replace(plan, steps=steps)
+
+    def step(self, number: int) -> list[int]:
+        start, end = self._start(number), self._start(number + 1)
+        epoch, first = divmod(start, self.rows)
+        return self._order(epoch)[first : first + end - start]
+
+    def examples(self, steps: int) -> int:
+        return self._start(steps)
+
+    def _start(self, number: int) -> int:
+        while len(self._starts) <= number:
+            epoch, first = divmod(self._starts[-1], self.rows)
+            order, held, taken = self._order(epoch), 0, 0
+            for row in order[first : first + self.batch_size]:
+                held += self.lengths[row]
+                if taken and held > self.batch_tokens:
+                    break
+                taken += 1
+            self._starts.append(self._starts[-1] + taken)
+        return self._starts[number]
 
 
 @functools.lru_cache(maxsize=4)

@@ -14,7 +14,7 @@ from prefopt.callbacks.remember import RememberReference, Wanted
 from prefopt.callbacks.sync import SyncReference
 from prefopt.config import Request
 from prefopt.data.audit import in_words, warnings
-from prefopt.data.loader import ByLength, Plan, micro_batches
+from prefopt.data.loader import ByLength, Plan, TokenPlan, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.origins import Write
 from prefopt.data.prepare import Dataset, Recipe, prepared
@@ -50,9 +50,16 @@ def prepare_parts(request: Request) -> Parts:
     shown = view(needs.data, dataset.train, needs.columns)
     for held_out in (dataset.val, dataset.test):  # what cannot be evaluated is refused before it is trained
         held_out_loaders(held_out, needs.data, needs.columns, 1)
-    settings, trainer = request.settings, request.settings.trainer
-    plan = Plan.of(len(shown), settings.data.batch_size, trainer.max_steps, trainer.max_epochs, settings.seed)
-    return Parts(dataset, base, renderer, shown, plan)
+    return Parts(dataset, base, renderer, shown, plan_of(request, shown))
+
+
+def plan_of(request: Request, shown: View) -> Plan:
+    data, trainer = request.settings.data, request.settings.trainer
+    run = (data.batch_size, trainer.max_steps, trainer.max_epochs, request.settings.seed)
+    if data.batch_tokens is None:
+        return Plan.of(len(shown), *run)
+    lengths = [shown.examples[row].tokens for row in shown.rows]
+    return TokenPlan.by_tokens(lengths, data.batch_tokens, *run)
 
 
 def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:

@@ -191,7 +191,7 @@ def comparable_hash(config: dict[str, Any], stands_on: dict[str, str], steps: in
     """Of what must be equal for two runs to stand in one table: data, base, order, budget, evaluation. Not the seed:
     seeds are what a comparison averages over. stands_on: the hashes of the rows, of their ids and of the base."""
     data = config["data"]
-    order = {key: data[key] for key in ("batch_size", "max_length")}
+    order = {key: data[key] for key in ("batch_size", "batch_tokens", "max_length")}
     shown = {key: value for key, value in config["evaluation"].items() if key != "batch_size"}
     return config_hash([stands_on, order, steps, shown])
 

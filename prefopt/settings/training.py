@@ -159,9 +159,16 @@ class DataSettings:
     max_length: int
     on_leak: str
     batch_size: int
+    batch_tokens: int | None
     micro_batch_size: int | None
 
     def __post_init__(self) -> None:
+        tokens = self.batch_tokens
+        require(tokens is None or tokens >= 1, "data.batch_tokens", "at least 1, or null", tokens)
+        whole = tokens is None or self.micro_batch_size is None
+        require(
+            whole, "data.micro_batch_size", "null with data.batch_tokens: steps differ in rows", self.micro_batch_size
+        )
         require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         micro = self.micro_batch_size
         require(micro is None or micro >= 1, "data.micro_batch_size", "at least 1, or null for data.batch_size", micro)

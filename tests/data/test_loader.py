@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data.examples import Encoded
-from prefopt.data.loader import HeldOutLoader, Plan, StepLoader, micro_batches
+from prefopt.data.loader import HeldOutLoader, Plan, StepLoader, TokenPlan, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.views import View, view
 from prefopt.records import Batch
@@ -51,6 +51,34 @@ def test_the_batch_size_cuts_the_order_and_does_not_make_it(plan: Plan, other: i
     same = Plan(plan.rows, other, 99, plan.seed)
     for epoch in range(3):
         assert epoch_of(plan, epoch) == epoch_of(same, epoch)
+
+
+@quick
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=17),
+    st.integers(1, 60),
+    st.integers(1, 6),
+    st.integers(0, 3),
+    st.sampled_from([0.3, 1, 2.5]),
+)
+def test_steps_of_tokens(lengths, room, most, seed, epochs):
+    """The same order, cut as late as the room allows; every row once an epoch; epochs end where rows run out."""
+    plan = TokenPlan.by_tokens(lengths, room, most, None, epochs, seed)
+    steps = [plan.step(number) for number in range(plan.steps)]
+    seen = [row for rows in steps for row in rows]
+    plain = Plan(len(lengths), len(lengths), 9, seed)
+    whole = [row for epoch in range(4) for row in plain.step(epoch)]
+    assert seen == whole[: len(seen)]
+    assert epochs * len(lengths) <= len(seen) < epochs * len(lengths) + most
+    for number, rows in enumerate(steps):
+        used, last = sum(lengths[row] for row in rows), plan.examples(number + 1) % len(lengths) == 0
+        assert 1 <= len(rows) <= most
+        assert used <= room or len(rows) == 1
+        following = plan.step(number + 1)[0]
+        assert last or len(rows) == most or used + lengths[following] > room
+        assert plan.examples(number + 1) == plan.examples(number) + len(rows)
+    assert set(plan.rows_seen()) == set(seen)
+    assert TokenPlan.by_tokens(lengths, room, most, 3, epochs, seed).steps == 3
 
 
 def test_seeds_and_epochs_have_orders_of_their_own():
