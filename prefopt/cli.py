@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
 
 from prefopt.errors import nearest
 
@@ -20,6 +21,9 @@ def main() -> int:
     if name in ("-h", "--help"):
         print("usage: prefopt COMMAND [key=value …]\n")
         print("\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items()))
+        return 0
+    if name == "--version":
+        print(f"prefopt {version('prefopt')}")
         return 0
     if name not in COMMANDS:
         print(

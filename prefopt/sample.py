@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefopt.config import command, read_keys
 from prefopt.data.prompts import read_prompts
 from prefopt.errors import INTERRUPTED, RequestError
+from prefopt.models.files import check_local
 from prefopt.run import finished_run, judging_run
 from prefopt.settings import SampleSettings
 
@@ -21,8 +22,8 @@ def task(cfg: DictConfig) -> int:
     run = finished_run(asked.run) if asked.run else None
     if run is not None and run.judges:
         raise RequestError(f"run={asked.run} trained a reward model, which cannot answer; it judges with reward.name")
-    if asked.reward.name:
-        judging_run(asked.reward.name)
+    if asked.reward.name and judging_run(asked.reward.name) is None:
+        check_local(asked.reward.name, "reward.name")
     prompts = read_prompts(asked.prompts, "prompts") if asked.prompts else None
     if asked.out and Path(asked.out).expanduser().exists():
         raise RequestError(f"out={asked.out} exists; name a new file")

@@ -39,7 +39,11 @@ def explain(error: BaseException, config_name: str, overrides: Iterable[str]) ->
     if wrong_key:
         key = wrong_key[1]
         rest = [override for override in overrides if override.split("=")[0].lstrip("+~") != key]
-        return no_key(key, _keys_beside(key, config_name, rest))
+        known = _keys_beside(key, config_name, rest)
+        while not known and "." in key:  # nor is there what it was looked for under
+            key = key.rpartition(".")[0]
+            known = _keys_beside(key, config_name, rest)
+        return no_key(key, known)
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {first_line(error)}" if full_key else first_line(error)
 

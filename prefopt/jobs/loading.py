@@ -94,6 +94,7 @@ def quieten() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(peft|transformers)\..*")
 
 
 def run_settings(run: Finished) -> Settings:

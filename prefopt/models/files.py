@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from prefopt.errors import RequestError, nearest
@@ -134,6 +136,15 @@ def _check_missing(path: Path, name: str, key: str) -> None:
     near = _meant(path)
     if looks_like_path(name) or (near and path.parent != Path()):
         raise RequestError(f"{key}={name}: no such folder{near}")
+    if constants.HF_HUB_OFFLINE and not any(_cached(name, file) for file in ("config.json", "adapter_config.json")):
+        raise RequestError(f"{key}={name}: no such folder{near}, nor in the hub's cache, which is all there is offline")
+
+
+def _cached(name: str, file: str) -> bool:
+    try:
+        return isinstance(try_to_load_from_cache(name, file), str)
+    except HFValidationError:
+        return False
 
 
 def _meant(path: Path) -> str:

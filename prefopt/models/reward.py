@@ -103,7 +103,7 @@ def save_classifier(folder: Path, policy: Policy, base: Base) -> None:
     """
     causal: Any = merged(policy, base) if policy.adapted else policy.causal
     tokenizer = copy.deepcopy(base.tokenizer)
-    tokenizer.pad_token_id = padding_id(tokenizer, policy.end_ids)
+    set_padding(tokenizer, policy.end_ids)
     config = copy.deepcopy(causal.config)
     config.num_labels = 1
     config.get_text_config().pad_token_id = config.pad_token_id = tokenizer.pad_token_id
@@ -111,18 +111,23 @@ def save_classifier(folder: Path, policy: Policy, base: Base) -> None:
         model: Any = AutoModelForSequenceClassification.from_config(config)
     model.base_model.load_state_dict(causal.base_model.state_dict(), assign=True)
     model.load_state_dict({HEAD: policy.heads["scalar"].state_dict()["weight"]}, strict=False, assign=True)
+    if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def padding_id(tokenizer: PreTrainedTokenizerBase, end_ids: tuple[int, ...]) -> int:
-    """transformers' classifiers read the last token that is no padding, so padding must not be what ends an answer:
-    the tokenizer's own, else another special token, else the last token that ends none."""
-    special = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
-    for candidate in (*special, *sorted(tokenizer.get_vocab().values(), reverse=True)):
+def set_padding(tokenizer: PreTrainedTokenizerBase, end_ids: tuple[int, ...]) -> None:
+    """transformers' classifiers read the last token that is no padding, so padding must not be what ends an answer: the
+    tokenizer's own, else another special token, else a new one. Never a word: a text may end in it."""
+    usual = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    added = (number for number, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special)
+    for candidate in (*usual, *added):
         if candidate is not None and candidate not in end_ids:
-            return candidate
-    raise RequestError("the tokenizer has no token that does not end an answer")
+            tokenizer.pad_token_id = candidate
+            return
+    known = tokenizer.get_vocab()
+    tokenizer.add_special_tokens({"pad_token": next(n for n in ("<pad>", "<|padding|>", "<|pad|>") if n not in known)})
 
 
 def merged(policy: Policy, base: Base) -> PreTrainedModel:

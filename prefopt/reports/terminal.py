@@ -39,7 +39,8 @@ def print_summary(path: Path, summary: dict[str, Any]) -> None:
         _print_world(console, summary)
     rate = f"{summary['pairs_per_second']:.1f} examples/s" if summary["pairs_per_second"] else ""
     console.print(f"trained {summary['examples']} examples in {summary['train_seconds']:.1f} s ({rate})")
-    console.print(f"run folder  {path}   (summary.json, metrics.csv, val.jsonl, samples.jsonl, tensorboard/)")
+    written = ["summary.json", "metrics.csv", "val.jsonl", *(["samples.jsonl"] if summary["samples"] else [])]
+    console.print(f"run folder  {path}   ({', '.join(written)}, tensorboard/)")
     console.print(f"model       {path / 'model'}   (from_pretrained)")
     console.print(f"next        tensorboard --logdir {path}   ·   python -m prefopt.train loss=… with the same data")
 

@@ -22,10 +22,11 @@ OPTIONS = [
     mistake(
         "loss=dpoo", "loss=dpoo: no such option; did you mean 'dpo'?", "accepted: bradley_terry, dpo, grpo", real=True
     ),
+    mistake("optimiser.lr=1", "optimiser: no such key; did you mean 'optimizer'?", "accepted: cache_dir, data, debug"),
     mistake("los=dpo", "los: no such key; did you mean 'loss'?"),
     mistake("loss.betta=1", "loss.betta: no such key; did you mean 'beta'?", "accepted under loss: average, beta"),
     mistake("trainer.max_step=3", "trainer.max_step: no such key; did you mean 'max_steps'?"),
-    mistake("+data.shuffle=true", "data.shuffle: no such key", "accepted under data: batch_size, columns"),
+    mistake("+data.shuffle=true", "data.shuffle: no such key", "accepted under data: batch_size, batch_tokens"),
     mistake("+trainer.device=2", "trainer.device: no such key; did you mean 'devices'?"),
     mistake("preset=ipo_original", "preset=ipo_original is not for loss=dpo"),
     mistake("trainer.max_steps=0", "trainer.max_steps must be at least 1; got 0", real=True),

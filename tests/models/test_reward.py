@@ -18,9 +18,9 @@ from prefopt.models.reward import (
     SCALAR,
     RewardModel,
     load_reward,
-    padding_id,
     savable_as_classifier,
     save_classifier,
+    set_padding,
 )
 from prefopt.scoring import score
 from tests.models.saved import saved_model, settings, tokenizer, trained
@@ -170,12 +170,21 @@ def test_what_is_saved_as_it_trained():
 
 
 def test_padding_never_ends_an_answer():
-    """The tokenizer's own token; without one that may serve, another special one; else the last that ends nothing."""
-    assert padding_id(tokenizer(), (2,)) == 0
-    assert padding_id(tokenizer(pad_token="<eos>"), (2,)) == 1
+    """The tokenizer's own token; without one that may serve, another special one; else a new one, and never a word."""
+    assert _padded(tokenizer(), (2,)) == 0
+    assert _padded(tokenizer(pad_token="<eos>"), (2,)) == 1
     only_end = tokenizer(pad_token="<eos>", bos_token="<eos>")
-    assert padding_id(only_end, (2,)) == 22
-    assert padding_id(only_end, (2, 22)) == 21
+    special = sorted(number for number, token in only_end.added_tokens_decoder.items() if token.special)
+    assert _padded(only_end, tuple(special)) == 23 == len(only_end) - 1
+    assert only_end.pad_token not in tokenizer().get_vocab()
+    more = tokenizer(pad_token="<eos>", bos_token="<eos>")
+    more.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    assert _padded(more, tuple(special)) == more.convert_tokens_to_ids("<turn>") == 23
+
+
+def _padded(tokenizer, end_ids: tuple[int, ...]) -> int:
+    set_padding(tokenizer, end_ids)
+    return tokenizer.pad_token_id
 
 
 def test_the_head_stays_in_float32(tmp_path):
