@@ -37,7 +37,10 @@ def refused(name: Path | str, said: str) -> None:
 def test_a_path_that_is_not_there(model):
     refused(model.parent / "smoll", r"model.name=\S+/smoll: no such folder; did you mean 'smol'\?")
     refused(model.parent / "xyz", r"no such folder$")
-    refused("nobody/has-this-model", r"model.name=nobody/has-this-model: no such folder, nor in the hub.s cache, which is all there is offline")
+    refused(
+        "nobody/has-this-model",
+        r"model.name=nobody/has-this-model: no such folder, nor in the hub.s cache, which is all there is offline",
+    )
 
 
 def test_a_folder_that_holds_no_model(model, tmp_path):
