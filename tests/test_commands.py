@@ -120,7 +120,10 @@ def test_every_config_composes_and_builds(group, option, tmp_path, monkeypatch):
     if option == "hub":
         overrides.append("data.name=somebody/something")
     if option.startswith("hf"):
-        overrides.append("model.name=somewhere")
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("{}")
+        (tmp_path / "model" / "model.safetensors").touch()
+        overrides.append("model.name=model")
     name = compose_request(overrides).objective.name
     expected = option if group == "loss" else option.split("_")[0] if group == "preset" else "dpo"
     assert name == expected

@@ -51,8 +51,6 @@ class Request:
 
 def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
     """Run a command under Hydra with the arguments in sys.argv. Returns the exit code."""
-    # Threads that spin while they wait cost a factor of ten once two runs share the cores. Read when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # oneDNN keeps a kernel for every shape it has met; a run meets thousands.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     if {"-m", "--multirun"} & set(sys.argv):

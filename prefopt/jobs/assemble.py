@@ -133,7 +133,8 @@ def build_memory(request: Request, parts: Parts, module: PreferenceModule) -> li
 
 
 def _store_folder(settings: Settings, identity: str) -> Path:
-    key = hashlib.sha256(f"{identity} {settings.trainer.precision}".encode()).hexdigest()
+    said = f"{identity} {settings.trainer.precision} {torch.get_float32_matmul_precision()}"
+    key = hashlib.sha256(said.encode()).hexdigest()
     return Path(settings.cache_dir).expanduser() / "reference" / key[:32]
 
 

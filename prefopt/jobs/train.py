@@ -39,6 +39,7 @@ from prefopt.jobs.evaluate import (
     sample_rows,
 )
 from prefopt.jobs.loading import quieten
+from prefopt.jobs.precision import settle
 from prefopt.metrics.answers import answer_measures, gold_gain
 from prefopt.metrics.held_out import gold_measures, measures
 from prefopt.models.base import weights_hash
@@ -108,6 +109,7 @@ def _failed(run: RunFolder, error: Exception) -> int:
 def _run(request: Request, run: RunFolder) -> bool:
     """False when it was interrupted and can go on."""
     settings, objective = request.settings, request.objective
+    run.save(precision=settle(settings.trainer, run.summary["precision"]))
     parts = prepare_parts(request)
     for sentence in objective.warnings(parts.dataset.counts()):
         say(f"warning: {sentence}")

@@ -29,10 +29,10 @@ class Unsupported(Exception):
 
 
 @contextmanager
-def forest_attention(config: PretrainedConfig) -> Iterator[None]:
-    """While it lasts the model's layers call `attend`; they must be given `forest=`."""
+def attention_named(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """While it lasts the model's layers call the attention function registered under `name`."""
     before = config._attn_implementation_internal
-    config._attn_implementation_internal = NAME
+    config._attn_implementation_internal = name
     try:
         yield
     finally:

@@ -62,10 +62,21 @@ class Planted:
 
 def plant(batch: Batch) -> Planted:
     """Trees of similar size together, at most ROOM tokens in a forest unless one tree alone has more."""
-    prompts, completions = batch.prompts(), batch.completions()
+    prompts = batch.prompts()
     rows: list[list[int]] = [[] for _ in prompts]
     for row, group in enumerate(batch.group.tolist()):
         rows[group].append(row)
+    return _planted(prompts, batch.completions(), rows)
+
+
+def plant_prompts(prompts: list[Tensor]) -> Planted:
+    """Prompts that nothing follows yet."""
+    return _planted(prompts, [], [[] for _ in prompts])
+
+
+def _planted(prompts: list[Tensor], completions: list[Tensor], rows: list[list[int]]) -> Planted:
+    """rows: which completions follow each prompt."""
+    device = prompts[0].device
     sizes = [len(p) + sum(len(completions[r]) for r in of) for p, of in zip(prompts, rows, strict=True)]
     prompt_at, completion_at = [0] * len(prompts), [0] * len(completions)
     forests, offset = [], 0
@@ -86,12 +97,11 @@ def plant(batch: Batch) -> Planted:
         filling = -start % ROUND
         if filling:
             trees.append(Tree(start, filling, ()))
-            ids.append(batch.prompt_ids.new_zeros(filling))
+            ids.append(prompts[0].new_zeros(filling))
             positions.append(torch.arange(filling))
         row_ids = torch.cat(ids)[None]
         forests.append(Forest(row_ids, torch.cat(positions)[None].to(row_ids.device), tuple(trees)))
         offset += start + filling
-    device = batch.group.device
     return Planted(forests, torch.tensor(prompt_at, device=device), torch.tensor(completion_at, device=device))
 
 

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import StaticCache
 
 from prefopt.models.policy import Policy
 from prefopt.progress import track
+from prefopt.scoring.rows import PaddedPrompts, SharedPrompts
+from prefopt.scoring.sharing import shares_prompts
+
+SHRINK = 0.75  # rows that have ended are let go once no more than this share goes on: copying the others costs a step
 
 
 @torch.no_grad()
@@ -27,27 +30,24 @@ def generate(
     """One answer to each prompt, the end-of-turn token included where it was reached.
 
     temperature: 0 takes the likeliest token, 1 samples the policy itself. top_p: only the likeliest tokens that hold
-    this much of the probability together. prompts: ids [p]; left padding exists only in here. Prompts of similar length
-    are batched together; answers come back in the prompts' order. watch: is handed every step's tokens, one a prompt.
+    this much of the probability together. prompts: ids [p]; equal ones are read once. Prompts of similar length are
+    batched together; answers come back in the prompts' order. watch: is handed every step's tokens, one for each row
+    in hand.
     """
 
     def draw(logits: Tensor) -> Tensor:
         return _draw(logits, temperature, top_p, generator)
 
-    policy_was_training = policy.training
-    policy.eval()
-    try:
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        answers: list[Tensor] = [prompts[0]] * len(prompts)
-        starts = range(0, len(order), batch_size)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: list[Tensor] = [prompts[0]] * len(prompts)
+    starts = range(0, len(order), batch_size)
+    with policy.evaluating():
         for start in track(starts, "sampling", len(starts)):
             chosen = order[start : start + batch_size]
             found = _generate([prompts[i] for i in chosen], policy, max_new_tokens, draw, watch)
             for i, answer in zip(chosen, found, strict=True):
                 answers[i] = answer
-        return answers
-    finally:
-        policy.train(policy_was_training)
+    return answers
 
 
 def _generate(
@@ -57,27 +57,33 @@ def _generate(
     draw: Callable[[Tensor], Tensor],
     watch: Callable[[Tensor], None] | None,
 ) -> list[Tensor]:
-    device, ends = policy.device, torch.tensor(policy.end_ids, device=policy.device)
-    ids, mask = _left_padded(prompts, device)
-    cache = StaticCache(config=policy.config, max_cache_len=ids.shape[1] + max_new_tokens)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
-    drawn = []
-    for _ in range(max_new_tokens):
-        hidden = policy.hidden_states(ids, mask, positions, cache=cache)
-        ids = draw(policy.lm_head(hidden[:, -1]).float())[:, None]
-        drawn.append(ids)
+    ends = torch.tensor(policy.end_ids, device=policy.device)
+    longest = max(len(prompt) for prompt in prompts) + max_new_tokens
+    shared = shares_prompts(policy, longest)
+    rows = SharedPrompts(policy, prompts, max_new_tokens) if shared else PaddedPrompts(policy, prompts)
+    tokens = torch.empty(len(prompts), max_new_tokens, dtype=torch.long, device=policy.device)
+    lengths = [max_new_tokens] * len(prompts)
+    live = torch.arange(len(prompts), device=policy.device)  # which answers the rows in hand are
+    going = torch.ones(len(prompts), dtype=torch.bool, device=policy.device)
+    states = rows.start()
+    for step in range(max_new_tokens):
+        ids = draw(policy.lm_head(states).float())
+        tokens[live, step] = ids
         if watch is not None:
-            watch(ids[:, 0])
-        lengths += ~done
-        done |= torch.isin(ids[:, 0], ends)
-        if done.all():
+            watch(ids)
+        ended = going & torch.isin(ids, ends)
+        for answer in live[ended].tolist():
+            lengths[answer] = step + 1
+        going &= ~ended
+        left = int(going.sum())
+        if not left or step + 1 == max_new_tokens:
             break
-        mask = torch.cat((mask, mask.new_ones(len(prompts), 1)), 1)
-        positions = positions[:, -1:] + 1
-    tokens = torch.cat(drawn, 1)
-    return [row[:length] for row, length in zip(tokens, lengths.tolist(), strict=True)]
+        if left <= SHRINK * len(going):
+            kept = going.nonzero()[:, 0]
+            rows.keep(kept)
+            ids, live, going = ids[kept], live[kept], going[kept]
+        states = rows.step(ids)
+    return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
 
 
 def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
@@ -100,13 +106,3 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     falling, order = probabilities.sort(-1, descending=True)
     before = falling.cumsum(-1) - falling
     return torch.zeros_like(probabilities).scatter(-1, order, falling.masked_fill(before >= top_p, 0.0))
-
-
-def _left_padded(prompts: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        ids[i, width - len(prompt) :] = prompt
-        mask[i, width - len(prompt) :] = 1
-    return ids, mask

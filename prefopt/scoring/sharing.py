@@ -10,8 +10,9 @@ from torch import Tensor
 from prefopt.models.policy import Policy
 from prefopt.progress import say
 from prefopt.records import Batch
-from prefopt.scoring.attention import Unsupported, forest_attention
+from prefopt.scoring.attention import NAME, Unsupported, attention_named
 from prefopt.scoring.forest import Forest, plant
+from prefopt.scoring.rows import SharedPrompts
 
 _known: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
@@ -28,7 +29,7 @@ def shares_prompts(policy: Policy, longest: int) -> bool:
 
 def forest_states(policy: Policy, forest: Forest) -> Tensor:
     """[T, H]"""
-    with forest_attention(policy.config):
+    with attention_named(policy.config, NAME):
         return policy.hidden_states(forest.ids, None, forest.positions, forest=forest)[0]
 
 
@@ -62,14 +63,20 @@ def _tried(policy: Policy) -> str:
     batch = Batch.of("rollouts", prompts, completions, [0, 0, 1]).to(device)
     planted = plant(batch)
     states = torch.cat([forest_states(policy, forest) for forest in planted.forests])
+    sampled = SharedPrompts(policy, prompts, room=1)
+    sampled.start()
+    # The prompts' first completions begin with these; so they are what a sampler would have drawn.
+    drawn = sampled.step(torch.stack([completions[0][0], completions[2][0]]))
     worst = 0.0
     for row, group in enumerate([0, 0, 1]):
         whole = torch.cat((prompts[group], completions[row]))[None]
         positions = torch.arange(whole.shape[1], device=device)[None]
         alone = policy.hidden_states(whole, torch.ones_like(whole), positions)[0]
-        own = states[planted.completion_at[row] :][: len(completions[row])]
-        difference = (own - alone[len(prompts[group]) :]).abs().max() / alone.abs().max().clamp(min=1e-6)
-        worst = max(worst, float(difference))
+        said = alone[len(prompts[group]) :]
+        gaps = [states[planted.completion_at[row] :][: len(said)] - said]
+        if row != 1:
+            gaps.append(drawn[group] - said[0])
+        worst = max(worst, *(float(gap.abs().max() / alone.abs().max().clamp(min=1e-6)) for gap in gaps))
     near = 1e-3 if states.dtype in (torch.float32, torch.float64) else 5e-2
     return "" if worst <= near else f"a forest's states differ from those of its rows by {worst:.1g}"
 

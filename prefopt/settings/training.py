@@ -15,7 +15,7 @@ ALL_LINEAR = "all-linear"
 REFERENCES = ("auto", "adapter_off", "copy", "start", "model", "none")
 # Lightning's «true» precisions also cast batches, and with them weights and margins; here they only name the weights.
 WHOLE = {"64": "float64", "64-true": "float64", "bf16-true": "bfloat16", "16-true": "float16"}
-PRECISIONS = ("32", "32-true", "64", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
+PRECISIONS = ("32", "32-true", "64", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "auto")
 
 
 @dataclass(kw_only=True)
@@ -199,6 +199,8 @@ class TrainerSettings:
         require(self.devices >= 1, "trainer.devices", "at least 1", self.devices)
         one_of(self.accelerator, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
         one_of(str(self.precision), "trainer.precision", PRECISIONS)
+        alone = self.precision != "auto" or self.devices == 1
+        require(alone, "trainer.precision", "a name: auto is measured, and several devices might disagree", "auto")
         require(self.clip is None or self.clip > 0, "trainer.clip", "above 0, or null for none", self.clip)
         for name in ("checkpoint_every", "val_every"):
             value = getattr(self, name)

@@ -1,0 +1,75 @@
+"""trainer.precision=auto: what it chooses, that it measures errors truly, and that a run keeps it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prefopt.errors import RequestError
+from prefopt.jobs import precision
+from prefopt.jobs.precision import BOUNDS, GAIN, Mode, best, measured, settle
+from prefopt.settings import TrainerSettings
+
+
+def trainer(name="auto", devices=1) -> TrainerSettings:
+    return TrainerSettings(
+        max_steps=1,
+        max_epochs=1,
+        devices=devices,
+        accelerator="cpu",
+        precision=name,
+        clip=None,
+        checkpoint_every=None,
+        val_every=None,
+    )
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def found(medium: tuple[float, float], half: tuple[float, float]) -> list[Mode]:
+    return [Mode("32", "highest", 1.0, 1e-7), Mode("32", "medium", *medium), Mode("bf16-mixed", "highest", *half)]
+
+
+def test_the_fastest_that_is_right():
+    assert best(found((0.5, 1e-7), (0.4, 3e-3))).name == "bf16-mixed, highest"
+    assert best(found((0.5, 1e-7), (0.4, 3e-2))).name == "32, medium"
+    assert best(found((0.5, 1e-3), (2.0, 3e-3))).name == "32, highest"
+
+
+def test_what_is_hardly_faster_is_not_worth_it():
+    assert best(found((1.01 / GAIN, 1e-7), (3.0, 3e-3))).name == "32, highest"
+    assert best(found((0.99 / GAIN, 1e-7), (3.0, 3e-3))).name == "32, medium"
+
+
+def test_errors_are_those_of_the_formats():
+    """float32 keeps 24 bits, bfloat16 8: rounding the operands of a long product costs about 2^-9 · √(2 / 3)."""
+    plain, _, half = measured(torch.device("cpu"))
+    assert 1e-8 < plain.error < BOUNDS["32"]
+    assert 1e-3 < half.error < BOUNDS["bf16-mixed"]
+    assert min(plain.seconds, half.seconds) > 0
+
+
+def test_a_run_keeps_what_it_began_with(monkeypatch):
+    monkeypatch.setattr(precision, "measured", lambda device: found((0.5, 1e-7), (2.0, 3e-3)))
+    first, again = trainer(), trainer()
+    assert settle(first, None) == "32, medium"
+    assert (first.precision, torch.get_float32_matmul_precision()) == ("32", "medium")
+    monkeypatch.setattr(precision, "measured", lambda device: found((2.0, 1e-7), (0.5, 3e-3)))
+    assert settle(again, "32, medium") == "32, medium"
+    assert settle(trainer(), None) == "bf16-mixed, highest"
+
+
+def test_a_name_is_left_alone():
+    named = trainer("bf16-mixed")
+    assert settle(named, None) == "bf16-mixed"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_several_devices_might_disagree():
+    with pytest.raises(RequestError, match=r"trainer.precision must be a name: auto is measured"):
+        trainer(devices=2)
