@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[Tensor] = [prompts[0]] * len(prompts)
     starts = range(0, len(order), batch_size)
-    with policy.evaluating():
+    with policy.evaluating(), _by_column(policy):
         for start in track(starts, "sampling", len(starts)):
             chosen = order[start : start + batch_size]
             found = _generate([prompts[i] for i in chosen], policy, max_new_tokens, draw, watch)
@@ -84,6 +85,21 @@ def _generate(
             ids, live, going = ids[kept], live[kept], going[kept]
         states = rows.step(ids)
     return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+
+
+@contextmanager
+def _by_column(policy: Policy) -> Iterator[None]:
+    """On a CPU the linear layers' weights lie in memory column by column while it lasts: a product with few rows, as
+    every decoding step's, reads them twice as fast. Shapes, values and parameters stay what they are."""
+    linear = [module for module in policy.modules() if type(module) is torch.nn.Linear]
+    weights = list({id(m.weight): m.weight for m in linear if m.weight.device.type == "cpu"}.values())
+    for weight in weights:
+        weight.data = weight.data.t().contiguous().t()
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.data = weight.data.contiguous()
 
 
 def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:

@@ -41,7 +41,7 @@ class SharedPrompts:
         """[N, H] the states that predict the first tokens."""
         places: dict[tuple[int, ...], int] = {}
         which = [places.setdefault(tuple(prompt.tolist()), len(places)) for prompt in self._prompts]
-        first = {place: prompt for place, prompt in zip(reversed(which), reversed(self._prompts), strict=True)}
+        first = dict(zip(reversed(which), reversed(self._prompts), strict=True))
         planted = plant_prompts([first[place] for place in range(len(places))])
         states = torch.cat([self._forward(f.ids, f.positions, forest=f)[0] for f in planted.forests])
         begin = planted.prompt_at[torch.tensor(which, device=states.device)]
