@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 MAX_LENGTH = 512
+VOCABULARY = 8192
 SHAPES = {
     "small": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
     "deep": {
@@ -20,7 +21,6 @@ SHAPES = {
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
     },
-    "wide": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
 }
 TURN = "\n\nAssistant:"
 
@@ -36,11 +36,10 @@ def make(folder: Path, source: Path, shape: str, pairs: int, seed: int) -> None:
     tokenizer = _tokenizer([row["prompt"] + row["chosen"] + "\n" + row["rejected"] for row in rows])
     random.Random(seed).shuffle(rows)
     fitting = [row for row in rows if _length(tokenizer, row) <= MAX_LENGTH]
-    vocabulary = 65536 if shape == "wide" else 8192
     torch.manual_seed(seed)
     ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     config = LlamaConfig(
-        **SHAPES[shape], **ends, vocab_size=vocabulary, tie_word_embeddings=True, initializer_range=0.04
+        **SHAPES[shape], **ends, vocab_size=VOCABULARY, tie_word_embeddings=True, initializer_range=0.04
     )
     model = LlamaForCausalLM(config)
     model.generation_config.pad_token_id = 0
@@ -50,6 +49,19 @@ def make(folder: Path, source: Path, shape: str, pairs: int, seed: int) -> None:
     _write(folder / "pairs.jsonl", fitting[:pairs])
     _write(folder / "held-out.jsonl", fitting[-held_out:])
     _write(folder / "held-out-2.jsonl", fitting[-2 * held_out : -held_out])
+
+
+def make_judge(folder: Path, seed: int) -> None:
+    """folder/judge/: the model of folder/model/ as a sequence classifier, its head near 0."""
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    judge = LlamaForSequenceClassification.from_pretrained(folder / "model", num_labels=1)
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(judge.score.weight, std=1 / (judge.config.hidden_size + 1))
+    judge.save_pretrained(folder / "judge")
+    for file in (folder / "model").glob("*token*"):
+        (folder / "judge" / file.name).write_bytes(file.read_bytes())
 
 
 def _pair(row: dict[str, str]) -> dict[str, str] | None:
@@ -69,7 +81,7 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<pad>", "<eos>", "<bos>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=8192, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")

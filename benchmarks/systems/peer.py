@@ -1,7 +1,8 @@
 """One training run of TRL, in an environment of its own: `python peer.py FOLDER SYSTEM STEPS THREADS REPORT [OPTION…]`.
 
-Options: compact (only completion positions reach the head, as TRL does by itself where Triton is), precompute, sort (by
-length). Pairs come in the order in which prefopt's run meets them.
+Systems: dpo, ipo, kto, bradley_terry, sft. Options: compact (only completion positions reach the head, as TRL does by
+itself where Triton is), precompute, sort (by length), judge (the reward model begins as the classifier in judge/). Pairs
+come in the order in which prefopt's run meets them.
 """
 
 from __future__ import annotations
@@ -77,11 +78,12 @@ def main(folder: Path, system: str, steps: int, threads: int, report: Path, opti
         "seed": 0,
     }
     given = {"processing_class": tokenizer, "callbacks": [Clock()]}
-    if system == "dpo":
+    if system in ("dpo", "ipo"):
         from trl import DPOConfig, DPOTrainer
 
         before = "precompute" in options
-        config = DPOConfig(beta=0.1, precompute_ref_log_probs=before, **shared)
+        kind = "sigmoid" if system == "dpo" else system
+        config = DPOConfig(beta=0.1, loss_type=kind, precompute_ref_log_probs=before, **shared)
         reference = {} if before else {"ref_model": causal()}
         trainer = DPOTrainer(causal(), args=config, train_dataset=Dataset.from_list(pairs), **reference, **given)
     elif system == "kto":
@@ -94,7 +96,8 @@ def main(folder: Path, system: str, steps: int, threads: int, report: Path, opti
     elif system == "bradley_terry":
         from trl import RewardConfig, RewardTrainer
 
-        model = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=1, dtype=torch.float32)
+        start = folder / ("judge" if "judge" in options else "model")
+        model = AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, dtype=torch.float32)
         trainer = RewardTrainer(model, args=RewardConfig(**shared), train_dataset=Dataset.from_list(pairs), **given)
     else:
         from trl import SFTConfig, SFTTrainer

@@ -19,6 +19,7 @@ from prefopt.files import replacing
 from prefopt.module import PreferenceModule
 from prefopt.records import Batch
 from prefopt.run import peak_memory_bytes
+from prefopt.scoring import tokens_read
 
 
 def between_steps(trainer: L.Trainer, batch_idx: int) -> bool:
@@ -49,6 +50,7 @@ class Steps(L.Callback):
         self.tokens = 0
         self.peak_memory: int | None = None
         self._step_tokens = 0
+        self._read = self._padded = 0
         self._grad_norm = self._rate = 0.0
         self._mark = 0.0
         self._file: Any = None
@@ -85,8 +87,10 @@ class Steps(L.Callback):
 
     # ------------------------------------------------------------ the row
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: PreferenceModule, batch: Batch, batch_idx: int) -> None:
         self._step_tokens += batch.tokens if batch.columns["weight"].any() else 0
+        read, padded = tokens_read(module.policy, batch)
+        self._read, self._padded = self._read + read, self._padded + padded
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -104,6 +108,7 @@ class Steps(L.Callback):
         own = torch.tensor(float(self._step_tokens), device=module.device)
         step_tokens, self._step_tokens = int(trainer.strategy.reduce(own, reduce_op="sum")), 0
         self.tokens += step_tokens
+        packing, self._read, self._padded = self._read / self._padded, 0, 0
         seen = module.step_sums.compute()
         module.step_sums.reset()
         self._tick()
@@ -121,6 +126,7 @@ class Steps(L.Callback):
             "grad_norm": self._grad_norm,
             "examples": self.plan.examples(step),
             "tokens": self.tokens,
+            "packing": packing,
             "seconds": self.seconds,
             "pairs_per_second": (self.plan.examples(step) - self.plan.examples(step - 1)) / max(passed, 1e-9),
             "tokens_per_second": step_tokens / max(passed, 1e-9),

@@ -31,17 +31,9 @@ PLACES = ("run_dir", "cache_dir", "debug")  # where a run lies, not what it is
 KEYS = (
     *("schema", "status", "command", "loss", "seed", "config_hash", "comparable_hash", "data_hash", "tokens_hash"),
     *("base_hash", "model_hash", "row_order_hash", "resumed_at", "steps", "examples", "tokens", "train_seconds"),
-    *(
-        "pairs_per_second",
-        "tokens_per_second",
-        "peak_memory_bytes",
-        "precision",
-        "parameters",
-        "trainable",
-        "val",
-        "test",
-    ),
-    *("test_reference", "samples", "samples_reference", "world", "audit", "versions", "device", "git", "error"),
+    *("pairs_per_second", "tokens_per_second", "peak_memory_bytes", "parameters", "trainable", "val", "test"),
+    *("test_reference", "samples", "samples_reference", "world", "audit", "versions", "device", "precision"),
+    *("git", "error"),
 )
 
 

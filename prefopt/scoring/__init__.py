@@ -1,7 +1,7 @@
 """The only code that touches logits: `score` says how likely what happened was, `generate` makes something happen."""
 
 from prefopt.scoring.generate import generate
-from prefopt.scoring.score import score
+from prefopt.scoring.score import score, tokens_read
 from prefopt.scoring.store import ReferenceStore
 
-__all__ = ["ReferenceStore", "generate", "score"]
+__all__ = ["ReferenceStore", "generate", "score", "tokens_read"]

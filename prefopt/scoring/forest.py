@@ -69,6 +69,12 @@ def plant(batch: Batch) -> Planted:
     return _planted(prompts, batch.completions(), rows)
 
 
+def planted_tokens(batch: Batch) -> int:
+    """Tokens of a batch's forests, filling included."""
+    sizes = batch.prompt_lengths.index_add(0, batch.group, batch.completion_lengths).tolist()
+    return sum(-(-sum(sizes[g] for g in chosen) // ROUND) * ROUND for chosen in _packed(sizes, ROOM))
+
+
 def plant_prompts(prompts: list[Tensor]) -> Planted:
     """Prompts that nothing follows yet."""
     return _planted(prompts, [], [[] for _ in prompts])

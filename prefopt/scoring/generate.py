@@ -58,7 +58,7 @@ def _generate(
     draw: Callable[[Tensor], Tensor],
     watch: Callable[[Tensor], None] | None,
 ) -> list[Tensor]:
-    ends = torch.tensor(policy.end_ids, device=policy.device)
+    ends = torch.tensor(policy.end_ids, dtype=torch.long, device=policy.device)
     longest = max(len(prompt) for prompt in prompts) + max_new_tokens
     shared = shares_prompts(policy, longest)
     rows = SharedPrompts(policy, prompts, max_new_tokens) if shared else PaddedPrompts(policy, prompts)

@@ -28,16 +28,32 @@ class Layout:
 
 def layouts(batch: Batch) -> list[Layout]:
     """Every row once, rows of similar length together. No mask is ever read off a token's id."""
-    lengths = (batch.prompt_lengths[batch.group] + batch.completion_lengths).tolist()
+    prompts, completions = batch.prompts(), batch.completions()
+    groups = batch.group.tolist()
+    together = _together(row_lengths(batch).tolist())
+    return [_padded([torch.cat((prompts[groups[r]], completions[r])) for r in rows], rows) for rows in together]
+
+
+def row_lengths(batch: Batch) -> Tensor:
+    """[N] tokens of prompt and completion."""
+    return batch.prompt_lengths[batch.group] + batch.completion_lengths
+
+
+def padded_tokens(batch: Batch) -> int:
+    """Tokens of a batch's layouts, padding included."""
+    lengths = row_lengths(batch).tolist()
+    return sum(len(rows) * lengths[rows[0]] for rows in _together(lengths))
+
+
+def _together(lengths: list[int]) -> list[list[int]]:
+    """Which rows share a layout, the longest first."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     found, start = [], 0
     while start < len(order):
         size = max(1, ROOM // lengths[order[start]])
         found.append(order[start : start + size])
         start += size
-    prompts, completions = batch.prompts(), batch.completions()
-    groups = batch.group.tolist()
-    return [_padded([torch.cat((prompts[groups[r]], completions[r])) for r in rows], rows) for rows in found]
+    return found
 
 
 def _padded(texts: list[Tensor], rows: list[int]) -> Layout:

@@ -135,7 +135,7 @@ class PaddedPrompts:
 
     def keep(self, rows: Tensor) -> None:
         self._mask, self._positions = self._mask[rows], self._positions[rows]
-        self._cache.reorder_cache(rows)
+        self._cache.reorder_cache(rows)  # type: ignore[arg-type]
 
     def _states(self, ids: Tensor) -> Tensor:
         return self._policy.hidden_states(ids, self._mask, self._positions, cache=self._cache)[:, -1]

@@ -7,8 +7,15 @@ from torch import Tensor
 
 from prefopt.models.policy import Policy
 from prefopt.records import Batch, Columns, Scores
-from prefopt.scoring.forest import plant
-from prefopt.scoring.layout import completion_mask, completion_positions, layouts, prompt_positions
+from prefopt.scoring.forest import plant, planted_tokens
+from prefopt.scoring.layout import (
+    completion_mask,
+    completion_positions,
+    layouts,
+    padded_tokens,
+    prompt_positions,
+    row_lengths,
+)
 from prefopt.scoring.logprobs import token_quantities
 from prefopt.scoring.sharing import forest_states, shares_prompts
 
@@ -44,12 +51,20 @@ def score(
     return Scores(logps=logps, mask=mask, values=values, rewards=rewards, columns=columns)
 
 
+def tokens_read(policy: Policy, batch: Batch) -> tuple[int, int]:
+    """What `score` has the backbone read of a batch, and what it would read with every completion in a row of its own,
+    padded to the batch's longest."""
+    longest = int(row_lengths(batch).max())
+    read = planted_tokens(batch) if shares_prompts(policy, longest) else padded_tokens(batch)
+    return read, len(batch) * longest
+
+
 class _States:
     """The backbone's states of every row: out of a forest where the model can share prompts, else padded."""
 
     def __init__(self, policy: Policy, batch: Batch) -> None:
         self._prompts = batch.prompt_lengths[batch.group]
-        longest = int((self._prompts + batch.completion_lengths).max())
+        longest = int(row_lengths(batch).max())
         if shares_prompts(policy, longest):
             planted = plant(batch)
             self._flat = torch.cat([forest_states(policy, forest) for forest in planted.forests])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 
 from prefopt.models.policy import Policy
-from prefopt.scoring import generate
+from prefopt.scoring import forest, generate
 from prefopt.scoring.generate import _nucleus
+from prefopt.scoring.rows import SharedPrompts
 from tests.scoring.test_score import batch, gpt2
 from tests.toy import VOCAB, toy_model
+
+generating = import_module("prefopt.scoring.generate")  # the function hides its module
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +25,77 @@ def without_gradients():
 
 @pytest.mark.parametrize("make", [lambda: toy_model(dtype=torch.float32), lambda: gpt2().float()])
 @pytest.mark.parametrize("batch_size", [2, 512])
-def test_greedy_is_the_librarys(make, batch_size):
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shrink", [0.0, 0.75, 1.0])
+def test_greedy_is_the_librarys(make, batch_size, shared, shrink, monkeypatch):
+    """Prompts packed or padded; rows that have ended are never, sometimes or at once let go."""
+    monkeypatch.setattr(generating, "SHRINK", shrink)
+    if not shared:
+        monkeypatch.setattr(generating, "shares_prompts", lambda policy, longest: False)
     model = make().eval()
     prompts = batch(prompts=7, per_prompt=1).prompts()
+    prompts += prompts[2:4]
     found = generate(Policy(model, end_ids=(2,)), prompts, max_new_tokens=12, temperature=0.0, batch_size=batch_size)
     for prompt, answer in zip(prompts, found, strict=True):
         settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0}
         expected = model.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None], **settings)
         assert answer.tolist() == expected[0, len(prompt) :].tolist()
+
+
+def test_packed_states_are_the_models_own(monkeypatch):
+    """To rounding in float64, step after step, with prompts in several forests, equal ones, grouped heads, and rows
+    let go in between."""
+    monkeypatch.setattr(forest, "ROOM", 12)
+    model = toy_model(num_key_value_heads=1).eval()
+    prompts = [torch.tensor(ids) for ids in ([1, 5, 9, 4], [1, 7], [1, 5, 9, 4], [3, 3, 3, 3, 3, 3, 8], [6])]
+    rows, texts = SharedPrompts(Policy(model), prompts, room=4), prompts
+
+    def check(states):
+        for own, text in zip(states, texts, strict=True):
+            torch.testing.assert_close(own, model.model(text[None]).last_hidden_state[0, -1], rtol=0, atol=1e-12)
+
+    check(rows.start())
+    for step in range(4):
+        if step == 2:
+            kept = torch.tensor([0, 3, 4])
+            rows.keep(kept)
+            texts = [texts[i] for i in kept]
+        drawn = torch.arange(len(texts)) + step + 2
+        texts = [torch.cat((text, token[None])) for text, token in zip(texts, drawn, strict=True)]
+        check(rows.step(drawn))
+
+
+def test_equal_prompts_are_read_once(monkeypatch):
+    read = []
+    states = Policy.hidden_states
+
+    def counted(self, ids, *arguments, **more):
+        read.append(ids.numel())
+        return states(self, ids, *arguments, **more)
+
+    policy = Policy(toy_model(dtype=torch.float32).eval(), end_ids=(2,))
+    generate(policy, [torch.tensor([1, 5])], max_new_tokens=1)  # tries the model out
+    monkeypatch.setattr(Policy, "hidden_states", counted)
+    generate(policy, [torch.tensor([1, 5, 9, 4])] * 100 + [torch.tensor([1, 7])] * 50, max_new_tokens=1)
+    assert read == [forest.ROUND]
+
+
+def test_weights_are_left_as_they_were():
+    """While sampling, linear weights lie by column; afterwards everything is where and what it was, ties included."""
+    policy = Policy(toy_model(dtype=torch.float32), end_ids=(2,))
+    before = {name: p.clone() for name, p in policy.named_parameters()}
+    seen = []
+    generate(
+        policy,
+        [torch.tensor([1, 5])],
+        max_new_tokens=2,
+        watch=lambda ids: seen.append(policy.causal.model.layers[0].mlp.up_proj.weight.stride()),
+    )
+    assert seen[0][0] == 1
+    for name, p in policy.named_parameters():
+        assert p.is_contiguous()
+        assert torch.equal(p, before[name])
+    assert policy.causal.lm_head.weight is policy.causal.model.embed_tokens.weight
 
 
 def test_samples_follow_the_policy():

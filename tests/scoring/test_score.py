@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from prefopt.models.policy import Policy
 from prefopt.records import Batch
-from prefopt.scoring import forest, layout, logprobs, score, sharing
+from prefopt.scoring import forest, layout, logprobs, score, sharing, tokens_read
 from tests.toy import VOCAB, keep_rmsnorm_exact, toy_model
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -206,3 +207,23 @@ def test_low_precision_is_summed_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         mixed = score(Policy(toy_model().float()), rows)
     assert mixed.logps.dtype == torch.float32
+
+
+def test_tokens_read(monkeypatch):
+    """Prompts of 4 and 2, completions of 3, 5 and 6: rows of 7, 9 and 8 tokens. Padded 3 · 9; shared 12 + 8; in layouts
+    of at most 15 tokens each stands alone, in those of 18 the longest two lie together."""
+    texts = [torch.arange(n) for n in (4, 2, 3, 5, 6)]
+    rows = Batch.of("rollouts", texts[:2], texts[2:], [0, 0, 1])
+    policy = Policy(toy_model())
+    monkeypatch.setattr(forest, "ROUND", 1)
+    assert tokens_read(policy, rows) == (20, 27)
+    monkeypatch.setattr(forest, "ROUND", 16)
+    assert tokens_read(policy, rows) == (32, 27)
+    monkeypatch.setattr(forest, "ROOM", 12)
+    assert tokens_read(policy, rows) == (32, 27)
+    assert sum(len(found) for found in forest.plant(rows).forests) == 32
+    monkeypatch.setattr(import_module("prefopt.scoring.score"), "shares_prompts", lambda policy, longest: False)
+    for room, read in ((15, 24), (18, 25)):
+        monkeypatch.setattr(layout, "ROOM", room)
+        assert tokens_read(policy, rows) == (read, 27)
+        assert sum(found.ids.numel() for found in layout.layouts(rows)) == read
