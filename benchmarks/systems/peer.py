@@ -1,8 +1,8 @@
 """One training run of TRL, in an environment of its own: `python peer.py FOLDER SYSTEM STEPS THREADS REPORT [OPTION…]`.
 
 Systems: dpo, ipo, kto, bradley_terry, sft. Options: compact (only completion positions reach the head, as TRL does by
-itself where Triton is), precompute, sort (by length), judge (the reward model begins as the classifier in judge/). Pairs
-come in the order in which prefopt's run meets them.
+itself where Triton is), precompute, sort (by length), judge (the reward model begins as the classifier in judge/).
+Pairs come in the order in which prefopt's run meets them.
 """
 
 from __future__ import annotations
