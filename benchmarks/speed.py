@@ -3,8 +3,9 @@
     PREFOPT_TEST_DATA=… python benchmarks/speed.py [--shape small|deep] [--rounds 3] [--steps 12] [--peers DIR]
 
 Every system runs in a process of its own, all of them in turn, round after round; the first two steps of a process warm
-it up and are not counted. A ratio is taken within a round, so that a machine that slows down slows both; reported are
-its median and range over the rounds. TRL is installed into an environment of its own on the first run (--peers). The
+it up and are not counted. A round's time is the mean of the others, which is what an epoch costs whatever the order of
+lengths. Ratios are taken within a round, so that a machine that slows down slows both; reported are medians and ranges
+over the rounds. TRL is installed into an environment of its own on the first run (--peers). The
 results go to benchmarks/results/speed-SHAPE[-NAME].json.
 """
 
@@ -78,7 +79,7 @@ def main() -> None:
             for name in chosen:
                 kind, *arguments = SYSTEMS[name]
                 found[name].append(launch(kind, folder, arguments, asked.steps, asked.threads, peers))
-                took = statistics.median(found[name][-1]["seconds"][WARM:])
+                took = statistics.mean(found[name][-1]["seconds"][WARM:])
                 print(f"round {number + 1}  {name:40} {took:.3f} s a step", flush=True)
     report = _report(found, asked) | where(asked.threads, peers)
     save("-".join(part for part in ("speed", asked.shape, asked.name) if part), report)
@@ -98,19 +99,20 @@ def _asked() -> argparse.Namespace:
 
 
 def _report(found: dict[str, list[dict[str, Any]]], asked: argparse.Namespace) -> dict[str, Any]:
-    medians = {name: [statistics.median(run["seconds"][WARM:]) for run in runs] for name, runs in found.items()}
+    means = {name: [statistics.mean(run["seconds"][WARM:]) for run in runs] for name, runs in found.items()}
     ratios = {}
     for slow, fast in RATIOS:
-        if slow in medians and fast in medians:
-            ratios[f"{slow} / {fast}"] = spread([a / b for a, b in zip(medians[slow], medians[fast], strict=True)])
+        if slow in means and fast in means:
+            ratios[f"{slow} / {fast}"] = spread([a / b for a, b in zip(means[slow], means[fast], strict=True)])
     return {
         "shape": asked.shape,
         "rounds": asked.rounds,
         "measured_steps": asked.rounds * (asked.steps - WARM),
-        "seconds_per_step": {name: spread(times) for name, times in medians.items()},
-        "pairs_per_second": {name: 8 / statistics.median(times) for name, times in medians.items()},
+        "seconds_per_step": {name: spread(times) for name, times in means.items()},
+        "pairs_per_second": {name: 8 / statistics.median(times) for name, times in means.items()},
         "peak_bytes": {name: max(run["peak"] for run in runs) for name, runs in found.items()},
         "ratios": ratios,
+        "seconds": {name: [run["seconds"] for run in runs] for name, runs in found.items()},
         "loss": {name: runs[0]["loss"][:10] for name, runs in found.items() if runs[0]["loss"]},
     }
 

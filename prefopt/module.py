@@ -101,6 +101,9 @@ class PreferenceModule(L.LightningModule):
         if not any(p.requires_grad for p in model.parameters()):
             raise RequestError("nothing trains: every weight is frozen (an adapter loaded without is_trainable=True?)")
         optimizer = self.make_optimizer(list(self.policy.trainable().values()))
+        # Gradients are unscaled, measured and clipped before the step, whatever the precision; a fused optimizer offers
+        # to unscale them inside it, and Lightning then refuses to clip.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         steps = self.trainer.max_steps
         schedule = LambdaLR(optimizer, lambda step: self.schedule(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -121,7 +124,9 @@ class PreferenceModule(L.LightningModule):
         first = next(iter(loader), None)
         if first is not None:
             others = (batch.to(self.device) for i, batch in enumerate(loader) if i)
-            self.statistics = self.gather_statistics(self.score(first.to(self.device), self.base), others, self.base)
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                scores = self.score(first.to(self.device), self.base)
+                self.statistics = self.gather_statistics(scores, others, self.base)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loader 0 shows every held-out completion once; the last one shows them as the objective wants them. Both hold

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import math
+
 import pytest
 import torch
 
@@ -9,6 +13,8 @@ from prefopt.errors import RequestError
 from prefopt.jobs import precision
 from prefopt.jobs.precision import BOUNDS, GAIN, Mode, best, measured, settle
 from prefopt.settings import TrainerSettings
+from prefopt.settings.training import PRECISIONS
+from tests.models.saved import saved_model, trained
 
 
 def trainer(name="auto", devices=1) -> TrainerSettings:
@@ -73,3 +79,22 @@ def test_a_name_is_left_alone():
 def test_several_devices_might_disagree():
     with pytest.raises(RequestError, match=r"trainer.precision must be a name: auto is measured"):
         trainer(devices=2)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_every_precision_trains(name, tmp_path):
+    """With the default optimizer and clipping; the first loss is log 2 in all of them."""
+    run = trained(
+        tmp_path,
+        "model=hf",
+        f"model.name={saved_model(tmp_path / 'model')}",
+        f"trainer.precision={name}",
+        "optimizer.lr=0.001",
+        "optimizer.eps=1e-4",  # 1e-8 is 0 in float16
+    )
+    with (run / "metrics.csv").open() as stream:
+        losses = [float(row["loss"]) for row in csv.DictReader(stream)]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-2)
+    assert losses[-1] < losses[0]
+    said = json.loads((run / "summary.json").read_text())["precision"]
+    assert said == name or (name == "auto" and said in [mode.name for mode in precision.MODES])

@@ -1,8 +1,8 @@
 """One training run of TRL, in an environment of its own: `python peer.py FOLDER SYSTEM STEPS THREADS REPORT [OPTION…]`.
 
 Systems: dpo, ipo, kto, bradley_terry, sft. Options: compact (only completion positions reach the head, as TRL does by
-itself where Triton is), precompute, sort (by length), judge (the reward model begins as the classifier in judge/).
-Pairs come in the order in which prefopt's run meets them.
+itself where Triton is), precompute, sort (batches of similar length), judge (the reward model begins as the classifier
+in judge/). Pairs come in the order in which prefopt's run meets them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import resource
 import sys
 import time
@@ -38,6 +39,9 @@ def main(folder: Path, system: str, steps: int, threads: int, report: Path, opti
                 len(tokenizer(row["prompt"] + row[side])["input_ids"]) for side in ("chosen", "rejected")
             )
         )
+        batches = [pairs[i : i + 8] for i in range(0, len(pairs), 8)]
+        random.Random(0).shuffle(batches)  # the shortest all at once would be the warm-up
+        pairs = [row for batch in batches for row in batch]
     if "compact" in options:
         import trl.trainer.utils
 

@@ -17,7 +17,8 @@ from prefopt.errors import RequestError
 from prefopt.module import PreferenceModule
 from prefopt.records import Batch, Scores, at_least_float32
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # nats per token; low precisions are given 0.2
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # nats per token, by the weights' type
+LOW = 0.2  # of lower precisions
 
 
 class SelfCheck(L.Callback):
@@ -35,7 +36,8 @@ class SelfCheck(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: PreferenceModule, batch: Batch, batch_idx: int) -> None:
         if trainer.global_step or batch_idx:
             return
-        with self._paused(), module.policy.evaluating(), torch.no_grad():
+        scored_as_in_training = trainer.precision_plugin.forward_context()
+        with self._paused(), module.policy.evaluating(), torch.no_grad(), scored_as_in_training:
             scores = module.score(batch)
             if scores.logps is not None:
                 _agrees_with_logits(module, batch, scores)
@@ -74,12 +76,12 @@ def _agrees_with_logits(module: PreferenceModule, batch: Batch, scores: Scores) 
     logits = at_least_float32(module.policy.causal(input_ids=ids[None]).logits[0, :-1])
     n = int(batch.completion_lengths[0])
     own = logits.log_softmax(-1).gather(1, ids[1:, None])[-n:, 0]
-    _close("scoring and the model's own logits", scores.logps[0][scores.mask[0]], own)
+    _close(module, "scoring and the model's own logits", scores.logps[0][scores.mask[0]], own)
 
 
 def _starts_at_reference(module: PreferenceModule, scores: Scores) -> None:
     objective = module.objective
-    _close("the policy and its reference", scores.logps[scores.mask], scores.ref_logps[scores.mask])
+    _close(module, "the policy and its reference", scores.logps[scores.mask], scores.ref_logps[scores.mask])
     if objective.needs.data == "rollouts":
         return
     loss = float(objective.loss(scores))
@@ -90,10 +92,10 @@ def _starts_at_reference(module: PreferenceModule, scores: Scores) -> None:
         )
 
 
-def _close(what: str, a: Tensor, b: Tensor) -> None:
+def _close(module: PreferenceModule, what: str, a: Tensor, b: Tensor) -> None:
     gap = float((a - b).abs().max())
-    weights = TOLERANCE.get(a.dtype, 0.2)
-    allowed = 0.2 if torch.is_autocast_enabled(a.device.type) else weights
+    low = torch.is_autocast_enabled(a.device.type)
+    allowed = LOW if low else TOLERANCE.get(module.policy.causal.dtype, LOW)
     if not gap <= allowed:
         raise RequestError(
             f"before the first step {what} differ by {gap:.3g} nats on a token, at most {allowed:g} is right"

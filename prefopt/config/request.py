@@ -133,14 +133,10 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
         raise RequestError(f"preset={preset} is not for loss={objective.name}; name the loss before the underscore")
     optimizer, schedule = _instantiate(cfg, "optimizer"), _instantiate(cfg, "schedule")
     try:
-        trial = optimizer([torch.nn.Parameter(torch.zeros(1))])
+        optimizer([torch.nn.Parameter(torch.zeros(1))])
         schedule(0, 1)
     except (TypeError, ValueError) as error:
         raise RequestError(f"optimizer or schedule: {first_line(error)}") from error
-    if trial.defaults.get("fused") and settings.trainer.precision == "16-mixed" and settings.trainer.clip is not None:
-        raise RequestError(
-            "trainer.precision=16-mixed cannot clip what a fused optimizer scales: optimizer.fused=false"
-        )
     return Request(
         settings=settings,
         origin=origin,
