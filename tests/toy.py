@@ -50,7 +50,7 @@ RMSNORMS = {norm: norm.forward for norm in (modeling_llama.LlamaRMSNorm, modelin
 
 
 def keep_rmsnorm_exact() -> None:
-    """transformers' RMSNorm rounds float64 to float32; exact comparisons need it in float64. Others stay as they are."""
+    """transformers' RMSNorm rounds float64 to float32; exact comparisons need it in float64. Other types stay."""
     for norm, library in RMSNORMS.items():
 
         def forward(self, hidden, library=library):

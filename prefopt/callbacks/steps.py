@@ -41,7 +41,8 @@ def overflows(trainer: L.Trainer) -> bool:
 class Steps(L.Callback):
     """Collects what the micro-batches of a step say and writes it when the optimiser has moved.
 
-    seconds: training time so far, without start-up, validation, sampling and saving; it survives a resume.
+    seconds: training time so far, the reference's pass included, without start-up, validation, sampling and saving; it
+    survives a resume.
     """
 
     def __init__(self, path: Path, plan: Plan) -> None:
@@ -65,6 +66,15 @@ class Steps(L.Callback):
             yield
         finally:
             self._mark = time.perf_counter()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Training time before the first step: the reference's pass over the rows."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
 
     def _tick(self) -> float:
         now = time.perf_counter()

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from prefopt.callbacks.remember import RememberReference, Wanted
+from prefopt.callbacks.steps import Steps
 from prefopt.callbacks.sync import SyncReference
 from prefopt.config import Request
 from prefopt.data.audit import in_words, warnings
@@ -116,7 +117,7 @@ def build_module(request: Request, base: Base) -> PreferenceModule:
     return PreferenceModule(request.objective, policy, reference, request.optimizer, request.schedule, start)
 
 
-def build_memory(request: Request, parts: Parts, module: PreferenceModule) -> list[L.Callback]:
+def build_memory(request: Request, parts: Parts, module: PreferenceModule, clock: Steps) -> list[L.Callback]:
     """What fills the stores of the references: training rows of the one, held-out rows of whom the run starts from."""
     settings, needs = request.settings, request.objective.needs
     if not settings.model.reference_store or "lm" not in needs.heads:
@@ -125,11 +126,12 @@ def build_memory(request: Request, parts: Parts, module: PreferenceModule) -> li
     splits = (parts.dataset.val, parts.dataset.test)
     loaders = [loader for split in splits for loader in held_out_loaders(split, needs.data, needs.columns, 1)]
     held_out = [ByLength(loader.view, range(len(loader.view))) for loader in loaders]
-    asked = [(module.base, held_out), (module.reference, train)]
-    for reference, _ in asked:
+    asked = [(module.base, held_out, False), (module.reference, train, True)]
+    for reference, _, _ in asked:
         if reference is not None and reference.identity is not None:
             reference.store = ReferenceStore(_store_folder(settings, reference.identity()))
-    return [RememberReference([Wanted(reference, rows) for reference, rows in asked if reference is not None])]
+    wanted = [Wanted(reference, rows, trains) for reference, rows, trains in asked if reference is not None]
+    return [RememberReference(wanted, clock.counted)]
 
 
 def _store_folder(settings: Settings, identity: str) -> Path:

@@ -121,7 +121,7 @@ def _run(request: Request, run: RunFolder) -> bool:
     every = settings.trainer.checkpoint_every
     checkpoints = Checkpoints(run.checkpoint, steps_of(every, parts.plan.steps) if every else None, clock, run.resumed)
     watching = [Progress(f"training {objective.name}"), SelfCheck(clock.paused), clock]
-    callbacks = [*watching, *build_memory(request, parts, module), *build_sync(request, module), checkpoints]
+    callbacks = [*watching, *build_memory(request, parts, module, clock), *build_sync(request, module), checkpoints]
     if settings.trainer.val_every:
         callbacks.append(Validation(run.path / "validation.jsonl", parts.dataset.val))
     trainer = build_trainer(request, run.path, parts.plan, callbacks)
