@@ -24,7 +24,7 @@ from tests.models.saved import pairs_file, saved_model
 from tests.toy import toy_examples, toy_module
 
 CONF = Path(config_dir())
-CHOICES = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))]
+CHOICES = [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml")) if f.parent.name != "sweep"]
 
 WRONG_REQUESTS = [
     ("loss=dpoo", ["loss=dpoo", "did you mean 'dpo'?", "accepted: bradley_terry, dpo"]),

@@ -19,7 +19,8 @@ LAYERS = [
     {"scoring", "models", "data", "metrics"},
     {"module"},
     {"run"},
-    {"callbacks", "reports", "config"},
+    {"callbacks", "reports", "sweep"},
+    {"config"},
     {"jobs"},
     {"train", "inspect", "export", "sample", "cli"},
 ]

@@ -15,7 +15,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from prefopt.config.explain import explain, no_key
@@ -53,8 +53,6 @@ def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
     """Run a command under Hydra with the arguments in sys.argv. Returns the exit code."""
     # oneDNN keeps a kernel for every shape it has met; a run meets thousands.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-    if {"-m", "--multirun"} & set(sys.argv):
-        return refuse("sweeps (-m) are not built yet; start one request at a time")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to here instead of printing and exiting
     install()
     code = OK
@@ -66,7 +64,8 @@ def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
     def compose_and_run() -> int:
         check_flags()
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(run)()
-        return code
+        sweeps = sys.modules.get("prefopt.config.sweeps")
+        return max(code, sweeps.exit_code if sweeps else OK)
 
     return _answer(compose_and_run, config_name, WRONG)
 
@@ -109,6 +108,10 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
 
     choices: the option taken from each config group; those of the running Hydra application unless given.
     """
+    with open_dict(cfg):  # of a command with -m; nothing of a run
+        cfg.pop("sweep_dir", None)
+        if cfg.pop("sweep", None) is not None:
+            raise RequestError("sweep= names many runs: start them with -m")
     settings = read_settings(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     check_targets(plain)

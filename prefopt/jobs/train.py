@@ -125,6 +125,8 @@ def _run(request: Request, run: RunFolder) -> bool:
     if settings.trainer.val_every:
         callbacks.append(Validation(run.path / "validation.jsonl", parts.dataset.val))
     trainer = build_trainer(request, run.path, parts.plan, callbacks)
+    if trainer.world_size != settings.trainer.devices:  # a launcher's variables, taken for this run's
+        raise RequestError(f"trainer.devices={settings.trainer.devices}, but there are {trainer.world_size} processes")
     torch.manual_seed(settings.seed)
     trainer.fit(module, datamodule=build_data(request, parts), ckpt_path=resume, weights_only=True)
     if checkpoints.interrupted or trainer.global_step < parts.plan.steps:

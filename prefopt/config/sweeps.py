@@ -1,0 +1,101 @@
+"""A sweep's jobs: what `-m` and a named sweep ask for, every one checked before the first begins."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from prefopt.config.request import build_request
+from prefopt.errors import OK, RequestError
+from prefopt.sweep.ledger import Job, Ledger
+from prefopt.sweep.processes import Sweep
+
+Compose = Callable[[Sequence[str]], DictConfig]
+exit_code = OK  # of the sweeps of this process; Hydra hands none through
+
+
+def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parallel: int) -> None:
+    """Run the jobs in `folder`, and keep the worst exit code."""
+    global exit_code
+    place = Path(folder).expanduser()
+    try:
+        if parallel < 1:
+            raise RequestError(f"hydra.launcher.parallel must be at least 1; got {parallel}")
+        jobs = [_job(compose, overrides) for overrides in _expanded(compose, asked)]
+        with Ledger(place) as ledger:
+            sweep = Sweep(ledger, _flags(), parallel, _gpus())
+            exit_code = max(exit_code, sweep.run(ledger.add(jobs)))
+    except RequestError:
+        _leave_nothing(place)
+        raise
+
+
+def _expanded(compose: Compose, asked: Iterable[Sequence[str]]) -> Iterator[list[str]]:
+    """The overrides of every job: a named sweep stands for each point of each of its grids."""
+    for overrides in asked:
+        cfg = compose(overrides)
+        grids = OmegaConf.select(cfg, "sweep.grids")
+        if grids is None:
+            yield list(overrides)
+            continue
+        outer = [o for o in overrides if not o.lstrip("+~").startswith("sweep=")]
+        for grid in grids:
+            for point in _points(grid):
+                yield [*point, *outer]  # what the command line says holds
+
+
+def _points(grid: DictConfig) -> list[list[str]]:
+    """{loss: dpo, loss.beta: "0.1,0.3"} to [["loss=dpo", "loss.beta=0.1"], …]."""
+    text = [f"{key}={value}" for key, value in grid.items()]
+    parsed = OverridesParser.create().parse_overrides(text)
+    return [point for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
+
+
+def _job(compose: Compose, overrides: Sequence[str]) -> Job:
+    cfg = compose(overrides)
+    choices = dict(cfg.hydra.runtime.choices)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    if cfg.get("run_dir"):
+        raise RequestError("run_dir is each job's own in a sweep; name sweep_dir instead")
+    cfg.sweep = None
+    try:
+        request = build_request(cfg, choices)
+    except RequestError as error:
+        first, *more = str(error).splitlines()
+        raise RequestError("\n".join([f"{first} (job: {' '.join(overrides)})", *more])) from error
+    return Job.of(overrides, request.plain, request.settings.trainer.devices)
+
+
+def _flags() -> list[str]:
+    """Hydra's flags that every job needs too."""
+    asked: Any = get_args_parser().parse_args(sys.argv[1:])
+    found = {"--config-dir": asked.config_dir, "--config-path": asked.config_path, "--config-name": asked.config_name}
+    return [part for flag, value in found.items() if value for part in (flag, value)]
+
+
+def _gpus() -> list[str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Of a sweep that was refused before it began: Hydra has written down what was asked."""
+    if not (folder / "sweep.json").exists():
+        with suppress(OSError):
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()

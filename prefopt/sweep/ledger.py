@@ -1,0 +1,102 @@
+"""A sweep's folder: one run folder for each of its jobs, and sweep.json, which says how each of them stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from prefopt.errors import RequestError
+from prefopt.files import read_json, write_json
+from prefopt.run import config_hash, without_places
+
+SCHEMA = 1
+PENDING, RUNNING, FINISHED, FAILED, INTERRUPTED = "pending", "running", "finished", "failed", "interrupted"
+
+
+@dataclass
+class Job:
+    """One run of a sweep. key: the hash of its resolved config. seconds: of all its attempts."""
+
+    key: str
+    name: str
+    overrides: list[str]
+    devices: int = 1
+    status: str = PENDING
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], plain: dict[str, Any], devices: int) -> Job:
+        """plain: the resolved request."""
+        key = config_hash(without_places(plain))[:12]
+        words = [_word(override) for override in overrides]
+        stem = re.sub(r"[^\w.=-]+", "_", "-".join(word for word in words if word))[:80].strip("-_") or "run"
+        return cls(key, f"{stem}-{key[:6]}", list(overrides), devices)
+
+
+def _word(override: str) -> str:
+    """What of an override belongs into a folder's name: "loss=dpo" is dpo, "loss.beta=0.1" is beta=0.1."""
+    name, _, value = override.lstrip("+~").partition("=")
+    if "/" in value or not value:
+        return ""
+    return value if name in ("loss", "model", "data", "preset") else f"{name.rpartition('.')[2]}={value}"
+
+
+@dataclass
+class Ledger:
+    """`with Ledger(folder) as ledger:` locks the sweep. Every change of a job is written at once."""
+
+    folder: Path
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._lock = FileLock(self.folder / ".lock")
+
+    def __enter__(self) -> Ledger:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RequestError(f"sweep_dir={self.folder}: another process runs this sweep") from None
+        if self._file.is_file():
+            held = read_json(self._file, f"sweep_dir={self.folder}", "\nname a new sweep_dir")
+            self.jobs = {entry["key"]: Job(**entry) for entry in held["jobs"]}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def add(self, jobs: Iterable[Job]) -> list[Job]:
+        """The jobs as they stand: those that the sweep knows keep their folder, and what their run folder says of how
+        they ended is what counts. Equal ones are one."""
+        asked = {job.key: self.jobs.setdefault(job.key, job) for job in jobs}
+        for job in asked.values():
+            ended = self.summary(job).get("status")
+            job.status = FINISHED if ended in ("finished", "stopped") else PENDING
+        self.write()
+        return list(asked.values())
+
+    def run_dir(self, job: Job) -> Path:
+        return self.folder / job.name
+
+    def log(self, job: Job) -> Path:
+        return self.folder / "logs" / f"{job.name}.log"
+
+    def summary(self, job: Job) -> dict[str, Any]:
+        try:
+            return json.loads((self.run_dir(job) / "summary.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def write(self) -> None:
+        write_json(self._file, {"schema": SCHEMA, "jobs": [asdict(job) for job in self.jobs.values()]})
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "sweep.json"

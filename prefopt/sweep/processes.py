@@ -1,0 +1,159 @@
+"""Every job of a sweep in a process of its own, several at a time where asked; a job dies with its sweep."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefopt.errors import FAILED as EXIT_FAILED
+from prefopt.errors import INTERRUPTED as EXIT_INTERRUPTED
+from prefopt.errors import OK, RequestError
+from prefopt.progress import Meter, say
+from prefopt.sweep.ledger import FAILED, FINISHED, INTERRUPTED, RUNNING, Job, Ledger
+
+# What would make a job believe that it is a rank of somebody else's run.
+DISTRIBUTED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+DISTRIBUTED += ("MASTER_PORT", "PREFOPT_RUN_DIR")
+POLL = 0.1  # seconds
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    began: float
+    gpus: list[str]
+
+
+class Sweep:
+    """Runs what the ledger does not hold as finished.
+
+    flags: Hydra's own, of every job. parallel: jobs at a time. gpus: names of the GPUs there are; a job is given as
+    many as it has devices, alone.
+    """
+
+    def __init__(self, ledger: Ledger, flags: Sequence[str], parallel: int, gpus: Sequence[str]) -> None:
+        self.ledger, self.flags, self.parallel = ledger, list(flags), parallel
+        self._free = list(gpus)
+        self._running: list[_Running] = []
+
+    def run(self, jobs: Sequence[Job]) -> int:
+        """The sweep's exit code. Jobs that fail are shown as they fail, and the others go on."""
+        waiting = [job for job in jobs if job.status != FINISHED]
+        self._check_gpus(waiting)
+        known = len(jobs) - len(waiting)
+        say(f"sweep: {len(jobs)} jobs in {self.ledger.folder}" + (f", {known} of them done before" if known else ""))
+        meter = Meter("sweep", len(waiting))
+        try:
+            while waiting or self._running:
+                while waiting and len(self._running) < self.parallel and self._has_room(waiting[0]):
+                    self._start(waiting.pop(0))
+                self._collect(meter)
+                time.sleep(POLL)
+        except KeyboardInterrupt:
+            self._stop()
+            say(f"interrupted; the same command with sweep_dir={self.ledger.folder} goes on")
+            return EXIT_INTERRUPTED
+        finally:
+            meter.close()
+        failed = [job for job in jobs if job.status != FINISHED]
+        say(f"sweep: {len(jobs) - len(failed)} of {len(jobs)} jobs finished, in {self.ledger.folder}")
+        return EXIT_FAILED if failed else OK
+
+    # ------------------------------------------------------------ one job
+
+    def _start(self, job: Job) -> None:
+        gpus, self._free = (self._free[: job.devices], self._free[job.devices :]) if self._free else ([], [])
+        command = [sys.executable, "-m", "prefopt.train", *self.flags, *job.overrides]
+        command.append(f"run_dir={self.ledger.run_dir(job)}")
+        log = self.ledger.log(job)
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment(gpus),
+                start_new_session=True,  # an interrupt in the terminal is the sweep's to hand on
+                preexec_fn=die_with_parent(),
+            )
+        job.status = RUNNING
+        self._running.append(_Running(job, process, time.monotonic(), gpus))
+        self.ledger.write()
+
+    def _environment(self, gpus: list[str]) -> dict[str, str]:
+        found = {key: value for key, value in os.environ.items() if key not in DISTRIBUTED}
+        if gpus:
+            found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        found.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.parallel)))
+        return found
+
+    def _collect(self, meter: Meter) -> None:
+        for running in [r for r in self._running if r.process.poll() is not None]:
+            self._running.remove(running)
+            self._free += running.gpus
+            self._ended(running)
+            meter.advance(1)
+        meter.note = f"running {', '.join(r.job.name for r in self._running)}" if self._running else ""
+        meter.advance(0, meter.note)
+
+    def _ended(self, running: _Running) -> None:
+        job, code = running.job, running.process.returncode
+        job.seconds += time.monotonic() - running.began
+        job.exit_code = code
+        finished = self.ledger.summary(job).get("status") in ("finished", "stopped")
+        job.status = FINISHED if code == OK and finished else INTERRUPTED if code == EXIT_INTERRUPTED else FAILED
+        self.ledger.write()
+        if job.status != FINISHED:
+            said = _last_line(self.ledger.log(job))
+            say(f"{job.status} (exit {code}): {' '.join(job.overrides)}\n  {said}\n  log {self.ledger.log(job)}")
+
+    def _stop(self) -> None:
+        """Let every job save what it has."""
+        for running in self._running:
+            running.process.send_signal(signal.SIGINT)
+        for running in self._running:
+            try:
+                running.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                running.process.kill()
+                running.process.wait()
+            running.job.status = INTERRUPTED
+            running.job.seconds += time.monotonic() - running.began
+        self.ledger.write()
+
+    # ------------------------------------------------------------ GPUs
+
+    def _has_room(self, job: Job) -> bool:
+        return not (self._free or any(r.gpus for r in self._running)) or len(self._free) >= job.devices
+
+    def _check_gpus(self, jobs: Sequence[Job]) -> None:
+        most = max((job.devices for job in jobs), default=0)
+        if self._free and most > len(self._free):
+            raise RequestError(f"trainer.devices={most}: this machine has {len(self._free)} GPUs")
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """What a new process does first, so that the system kills it when this one is gone (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    kill_on_death = 1  # PR_SET_PDEATHSIG
+
+    def do() -> None:
+        prctl(kill_on_death, signal.SIGKILL)
+
+    return do
+
+
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

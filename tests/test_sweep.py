@@ -1,0 +1,166 @@
+"""Sweeps: every job in its own process and folder, once; what fails is shown, what is killed goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from prefopt.config.sweeps import _points
+from prefopt.errors import FAILED, OK, WRONG
+from prefopt.sweep.ledger import Job
+from tests.models.saved import pairs_file, saved_model
+from tests.test_resume import read
+
+
+@pytest.fixture
+def model(tmp_path) -> str:
+    pairs_file(tmp_path)
+    return saved_model(tmp_path / "model")
+
+
+def command(folder: Path, model: str, *overrides: str) -> list[str]:
+    fixed = ["model=hf", f"model.name={model}", "data=jsonl", f"data.train={folder / 'pairs.jsonl'}"]
+    fixed += ["data.prompts=text", "data.batch_size=8", "trainer.max_steps=3", "trainer.accelerator=cpu"]
+    fixed += ["evaluation.prompts=2", "evaluation.samples_per_prompt=2", "evaluation.max_new_tokens=3"]
+    fixed += [f"cache_dir={folder / 'cache'}", f"sweep_dir={folder / 'sweep'}"]
+    return [sys.executable, "-m", "prefopt.train", "-m", *fixed, *overrides]
+
+
+def sweep(folder: Path, model: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = {**os.environ, **environment}
+    return subprocess.run(command(folder, model, *overrides), env=done, cwd=folder, capture_output=True, text=True)
+
+
+def ledger(folder: Path) -> list[dict]:
+    return json.loads((folder / "sweep" / "sweep.json").read_text())["jobs"]
+
+
+def summary(folder: Path, job: dict) -> dict:
+    return json.loads((folder / "sweep" / job["name"] / "summary.json").read_text())
+
+
+def test_every_job_runs_once_whatever_the_environment(model, tmp_path):
+    """As a rank of nobody's run, in a process of its own; a wider grid starts only what is new."""
+    pretending = {"WORLD_SIZE": "4", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1", "NODE_RANK": "0"}
+    done = sweep(tmp_path, model, "loss=dpo,sft", "seed=0,1", "hydra.launcher.parallel=2", **pretending)
+    assert done.returncode == OK, done.stderr
+    jobs = ledger(tmp_path)
+    assert [job["status"] for job in jobs] == ["finished"] * 4
+    found = [summary(tmp_path, job) for job in jobs]
+    assert [(s["loss"], s["seed"]) for s in found] == [("dpo", 0), ("dpo", 1), ("sft", 0), ("sft", 1)]
+    assert len({s["comparable_hash"] for s in found}) == 1
+    assert "4 of 4 jobs finished" in done.stderr
+    before = [(tmp_path / "sweep" / job["name"] / "summary.json").stat().st_mtime_ns for job in jobs]
+
+    again = sweep(tmp_path, model, "loss=dpo,sft", "seed=0,1,2")
+    assert again.returncode == OK, again.stderr
+    assert "6 jobs in" in again.stderr
+    assert "4 of them done before" in again.stderr
+    assert len(ledger(tmp_path)) == 6
+    after = [(tmp_path / "sweep" / job["name"] / "summary.json").stat().st_mtime_ns for job in jobs]
+    assert before == after
+
+
+def test_what_fails_is_shown_and_the_others_go_on(model, tmp_path):
+    done = sweep(tmp_path, model, "optimizer.lr=1e38,0.001", "trainer.clip=null", "loss=sft")
+    assert done.returncode == FAILED
+    assert [job["status"] for job in ledger(tmp_path)] == ["failed", "finished"]
+    first = ledger(tmp_path)[0]
+    log = tmp_path / "sweep" / "logs" / f"{first['name']}.log"
+    assert "failed (exit 1): model=hf" in done.stderr
+    assert str(log) in done.stderr.replace("\n", "")
+    assert "the run failed" in log.read_text()
+    assert "1 of 2 jobs finished" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["loss=dpo,kto", "loss.label_smoothing=0.1"], "loss.label_smoothing"),
+        (["loss=dpo,dpoo"], "did you mean 'dpo'?"),
+        (["loss.beta=0.1,-1"], "beta"),
+        (["run_dir=x", "seed=0,1"], "sweep_dir"),
+        (["sweep=offlin"], "did you mean 'offline'?"),
+        (["hydra.launcher.parallel=0"], "parallel"),
+    ],
+)
+def test_a_wrong_job_is_refused_before_any_begins(overrides, said, model, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    done = sweep(tmp_path, model, *overrides)
+    assert done.returncode == WRONG, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_killed_sweep_takes_its_jobs_along_and_goes_on(model, tmp_path):
+    """kill -9 in the middle; the same command ends where an uninterrupted sweep does."""
+    asked = ["loss=dpo,sft", "trainer.max_steps=40", "trainer.checkpoint_every=5"]
+    assert sweep(tmp_path, model, *asked, f"sweep_dir={tmp_path / 'whole'}").returncode == OK
+    running = subprocess.Popen(command(tmp_path, model, *asked), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    place, deadline = tmp_path / "sweep", time.monotonic() + 120
+    while len(list(place.glob("*/checkpoints/last.ckpt"))) < 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL, "the sweep ended before it was killed"
+    time.sleep(1)
+    assert not alive(str(place)), "a job outlived its sweep"
+    done = sweep(tmp_path, model, *asked)
+    assert done.returncode == OK, done.stderr
+    for job in ledger(tmp_path):
+        assert job["status"] == "finished"
+        assert read(place / job["name"]) == read(tmp_path / "whole" / job["name"])
+
+
+def alive(text: str) -> list[str]:
+    """Command lines of processes that mention it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if text in line and "prefopt.train" in line:
+            found.append(line)
+    return found
+
+
+def test_two_processes_a_job(model, tmp_path):
+    """Each job has its own folder and its own two ranks, and nothing runs twice."""
+    ddp = ["trainer.devices=2", "strategy=ddp"]
+    done = sweep(tmp_path, model, "seed=0,1", *ddp)
+    assert done.returncode == OK, done.stderr
+    jobs = ledger(tmp_path)
+    assert [job["devices"] for job in jobs] == [2, 2]
+    assert len([entry for entry in (tmp_path / "sweep").iterdir() if (entry / "summary.json").exists()]) == 2
+    for job in jobs:
+        assert summary(tmp_path, job)["steps"] == 3
+        with (tmp_path / "sweep" / job["name"] / "metrics.csv").open() as stream:
+            assert len(stream.readlines()) == 4
+
+
+def test_points_of_a_grid():
+    grid = OmegaConf.create({"loss": "dpo", "loss.beta": "0.1,0.3", "seed": "range(2)"})
+    assert _points(grid) == [
+        ["loss=dpo", "loss.beta=0.1", "seed=0"],
+        ["loss=dpo", "loss.beta=0.1", "seed=1"],
+        ["loss=dpo", "loss.beta=0.3", "seed=0"],
+        ["loss=dpo", "loss.beta=0.3", "seed=1"],
+    ]
+
+
+def test_names_of_jobs():
+    """Readable, short, and different where the request is; where the run lies is no part of it."""
+    plain = {"seed": 0, "run_dir": "a"}
+    job = Job.of(["loss=dpo", "loss.beta=0.1", "data.train=/a/b.jsonl", "seed=0"], plain, 1)
+    assert job.name == f"dpo-beta=0.1-seed=0-{job.key[:6]}"
+    assert Job.of(["seed=0"], {**plain, "run_dir": "b"}, 1).key == job.key
+    assert Job.of(["seed=0"], {**plain, "seed": 1}, 1).key != job.key
