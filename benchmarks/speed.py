@@ -5,8 +5,9 @@
 Every system runs in a process of its own, all of them in turn, round after round; the first two steps of a process warm
 it up and are not counted. A round's time is the mean of the others, which is what an epoch costs whatever the order of
 lengths. Ratios are taken within a round, so that a machine that slows down slows both; reported are medians and ranges
-over the rounds. «reference stored» is a step whose reference has been computed, as TRL's precomputed is. TRL is installed into an environment of its own on the first run (--peers). The
-results go to benchmarks/results/speed-SHAPE[-NAME].json.
+over the rounds. «reference stored» is a step whose reference has been computed, as TRL's precomputed is. TRL is
+installed into an environment of its own on the first run (--peers). The results go to
+benchmarks/results/speed-SHAPE[-NAME].json.
 """
 
 from __future__ import annotations

@@ -140,14 +140,16 @@ def test_modes_and_first_losses():
     assert seen[0][1] == pytest.approx(math.log(2), abs=1e-6)
     assert seen[1][1] != pytest.approx(math.log(2), abs=1e-6)
 
+
 HALF = (torch.bfloat16, torch.float32)
 
 
 def test_in_low_precision_the_mean_counts():
-    """One token of 100 off by 0.3 nats is rounding in bfloat16, and none in float32; all off by 0.2 is none in either."""
+    """One token of 100 off by 0.3 nats is rounding in bfloat16, not in float32; all off by 0.2 is in neither."""
     zero, one, all_ = torch.zeros(100), torch.zeros(100), torch.full((100,), 0.2)
     one[3] = 0.3
-    half, full = (PreferenceModule(create("sft"), Policy(toy_model(dtype=dtype)), None, None, constant) for dtype in HALF)
+    sft = partial(PreferenceModule, create("sft"), reference=None, optimizer=None, schedule=constant)
+    half, full = (sft(policy=Policy(toy_model(dtype=dtype))) for dtype in HALF)
     _close(half, "a and b", zero, one)
     for module, found in ((full, one), (full, all_), (half, all_)):
         with pytest.raises(RequestError, match=r"a and b differ by 0.[23]") as error:

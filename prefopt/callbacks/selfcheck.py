@@ -82,7 +82,8 @@ def _agrees_with_logits(module: PreferenceModule, batch: Batch, scores: Scores) 
 def _starts_at_reference(module: PreferenceModule, scores: Scores) -> None:
     objective = module.objective
     pair = scores.logps[scores.mask], scores.ref_logps[scores.mask]
-    _close(module, "the policy and its reference", *pair, "model.reference_store=false asks the reference in every step")
+    hint = "model.reference_store=false asks the reference in every step"
+    _close(module, "the policy and its reference", *pair, hint)
     if objective.needs.data == "rollouts":
         return
     loss = float(objective.loss(scores))

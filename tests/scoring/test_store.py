@@ -136,8 +136,12 @@ def test_what_is_complete_needs_no_writing(tmp_path, monkeypatch, capsys):
 
 def test_a_part_that_cannot_be_read_now_stays(tmp_path, monkeypatch, capsys):
     ReferenceStore(tmp_path).fill([ROWS], 1, Speaker())
+
+    def unreadable(*_, **__):
+        raise OSError(errno.EMFILE, "too many open files")
+
     with monkeypatch.context() as patch:
-        patch.setattr(store, "safe_open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EMFILE, "too many files")))
+        patch.setattr(store, "safe_open", unreadable)
         assert ReferenceStore(tmp_path).logps(ROWS) is None
     assert "cannot be read" in capsys.readouterr().err
     assert ReferenceStore(tmp_path).logps(ROWS) is not None
@@ -145,14 +149,16 @@ def test_a_part_that_cannot_be_read_now_stays(tmp_path, monkeypatch, capsys):
 
 def test_two_at_once(tmp_path, capsys):
     """The second waits for the first and asks nobody."""
-    first, second, inside, done = Speaker(), Speaker(), threading.Event(), threading.Event()
+    inside, done = threading.Event(), threading.Event()
 
-    def slow():
-        inside.set()
-        done.wait(10)
-        yield ROWS
+    class Slow(Speaker):
+        def __call__(self):
+            inside.set()
+            done.wait(10)
+            return super().__call__()
 
-    one = threading.Thread(target=lambda: ReferenceStore(tmp_path).fill(slow(), 1, first))
+    first, second = Slow(), Speaker()
+    one = threading.Thread(target=lambda: ReferenceStore(tmp_path).fill([ROWS], 1, first))
     one.start()
     inside.wait(10)
     other = ReferenceStore(tmp_path)
