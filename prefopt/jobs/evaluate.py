@@ -79,7 +79,7 @@ def sample_policy(
     ids = [torch.from_numpy(encoded.prompt).to(policy.device) for encoded in prompts]
     repeated = [prompt for prompt in ids for _ in range(settings.samples_per_prompt)]
     generator = torch.Generator(policy.device).manual_seed(seed)
-    size = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
+    size: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
     sampled = generate(policy, repeated, temperature=settings.temperature, generator=generator, **size)
     greedy = generate(policy, ids, temperature=0.0, **size)
     kl = None if against_base else np.zeros(len(sampled))
