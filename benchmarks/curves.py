@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.systems.inputs import make, make_judge
-from benchmarks.systems.launch import PEERS, launch, peers_python, save, where
+from benchmarks.systems.launch import PEERS, launch, peers_python, preference_data, save, where
 from prefopt.data.loader import Plan
 
 STEPS = 10
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=PEERS)
     asked = parser.parse_args()
     peers = peers_python(asked.peers)
-    source = Path(os.environ["PREFOPT_TEST_DATA"], "hh-harmless", "train.jsonl.gz")
+    source = preference_data()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

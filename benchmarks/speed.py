@@ -5,8 +5,9 @@
 Every system runs in a process of its own, all of them in turn, round after round; the first two steps of a process warm
 it up and are not counted. A round's time is the mean of the others, which is what an epoch costs whatever the order of
 lengths. Ratios are taken within a round, so that a machine that slows down slows both; reported are medians and ranges
-over the rounds. TRL is installed into an environment of its own on the first run (--peers). The
-results go to benchmarks/results/speed-SHAPE[-NAME].json.
+over the rounds. «reference stored» is a step whose reference has been computed, as TRL's precomputed is. TRL is
+installed into an environment of its own on the first run (--peers). The results go to
+benchmarks/results/speed-SHAPE[-NAME].json.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.systems.inputs import make
-from benchmarks.systems.launch import PEERS, launch, peers_python, save, spread, where
+from benchmarks.systems.launch import PEERS, launch, peers_python, preference_data, save, spread, where
 from prefopt.data.loader import Plan
 
 WARM = 2
@@ -65,7 +66,7 @@ RATIOS = (
 
 def main() -> None:
     asked = _asked()
-    source = Path(os.environ["PREFOPT_TEST_DATA"], "hh-harmless", "train.jsonl.gz")
+    source = preference_data()
     chosen = [name for name in SYSTEMS if not asked.systems or name in asked.systems.split(";")]
     peers = peers_python(asked.peers) if any(SYSTEMS[name][0] == "peer" for name in chosen) else None
     pairs = 8 * asked.steps

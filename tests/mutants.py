@@ -39,7 +39,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "data/": DATA,
     "scoring/store": ("tests/scoring/test_store.py",),
     "scoring/generate": ("tests/scoring/test_generate.py",),
-    "scoring/rows": ("tests/scoring/test_generate.py",),
+    "scoring/kv_cache": ("tests/scoring/test_generate.py",),
     "jobs/precision": ("tests/test_precision.py",),
     "scoring/": ("tests/scoring/test_forest.py", "tests/scoring/test_score.py"),
     "models/": MODELS,
@@ -614,7 +614,8 @@ MUTANTS = [
         ("windows are not looked at", "window is None or longest <= window", "True"),
         ("states are not compared", "worst <= near", "True"),
         ("other layers are taken for attention", "if kinds:", "if False:"),
-        ("said every time", "if policy.causal not in _known:", "if True:"),
+        ("said every time", "reason not in _known.values()", "True"),
+        ("dropout in attention is not seen", "if _drops_attention(policy):", "if False:"),
     ),
     *of(
         "scoring/score.py",
@@ -626,7 +627,7 @@ MUTANTS = [
         ("padding counts as read", "planted_tokens(batch) if shares", "padded_tokens(batch) if shares"),
     ),
     *of(
-        "scoring/rows.py",
+        "scoring/kv_cache.py",
         ("columns before a prompt are seen", "columns >= before[:, None]", "columns >= 0 * before[:, None]"),
         ("positions stand still", "self._positions = self._positions + 1", "pass"),
         ("equal prompts are mixed up", "[torch.tensor(which, device", "[torch.tensor(sorted(which), device"),

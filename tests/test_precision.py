@@ -97,4 +97,5 @@ def test_every_precision_trains(name, tmp_path):
     assert losses[0] == pytest.approx(math.log(2), abs=1e-2)
     assert losses[-1] < losses[0]
     said = json.loads((run / "summary.json").read_text())["precision"]
+    assert torch.get_float32_matmul_precision() == "highest"  # the next run's products are its own
     assert said == name or (name == "auto" and said in [mode.name for mode in precision.MODES])

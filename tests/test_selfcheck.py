@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from prefopt.callbacks.selfcheck import SelfCheck
+from prefopt.callbacks.selfcheck import SelfCheck, _close
 from prefopt.callbacks.steps import Steps
 from prefopt.data.loader import Plan, StepLoader
 from prefopt.data.views import view
@@ -139,3 +139,19 @@ def test_modes_and_first_losses():
     assert [training for training, _ in seen] == [True, True]
     assert seen[0][1] == pytest.approx(math.log(2), abs=1e-6)
     assert seen[1][1] != pytest.approx(math.log(2), abs=1e-6)
+
+
+HALF = (torch.bfloat16, torch.float32)
+
+
+def test_in_low_precision_the_mean_counts():
+    """One token of 100 off by 0.3 nats is rounding in bfloat16, not in float32; all off by 0.2 is in neither."""
+    zero, one, all_ = torch.zeros(100), torch.zeros(100), torch.full((100,), 0.2)
+    one[3] = 0.3
+    sft = partial(PreferenceModule, create("sft"), reference=None, optimizer=None, schedule=constant)
+    half, full = (sft(policy=Policy(toy_model(dtype=dtype))) for dtype in HALF)
+    _close(half, "a and b", zero, one)
+    for module, found in ((full, one), (full, all_), (half, all_)):
+        with pytest.raises(RequestError, match=r"a and b differ by 0.[23]") as error:
+            _close(module, "a and b", zero, found, "try this")
+        assert str(error.value).splitlines()[1] == "try this"

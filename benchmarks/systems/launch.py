@@ -15,7 +15,16 @@ from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 RESULTS = BENCHMARKS / "results"
+TRL = "trl==1.16.0"
 PEERS = BENCHMARKS.parent / ".venv-peers"
+
+
+def preference_data() -> Path:
+    """The HH-RLHF pairs; exits where they are not."""
+    folder = os.environ.get("PREFOPT_TEST_DATA")
+    if not folder:
+        raise SystemExit("PREFOPT_TEST_DATA must name the folder that holds hh-harmless/train.jsonl.gz")
+    return Path(folder, "hh-harmless", "train.jsonl.gz")
 
 
 def peers_python(folder: Path) -> Path:
@@ -24,7 +33,7 @@ def peers_python(folder: Path) -> Path:
     if not python.exists():
         constraints = str(BENCHMARKS.parent / "constraints.txt")
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        for packages in (["torch"], ["trl", "peft"]):
+        for packages in (["torch"], [TRL, "peft"]):
             subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", constraints, *packages], check=True)
     return python
 

@@ -45,6 +45,7 @@ def main(folder: Path, system: str, steps: int, threads: int, report: Path, opti
     if "compact" in options:
         import trl.trainer.utils
 
+        assert callable(trl.trainer.utils._use_triton), "TRL has renamed what chooses its head"
         trl.trainer.utils._use_triton = lambda device: True
     marks: list[float] = []
     losses: list[float] = []

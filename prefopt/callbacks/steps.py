@@ -115,10 +115,10 @@ class Steps(L.Callback):
     ) -> None:
         if not between_steps(trainer, batch_idx):
             return
-        own = torch.tensor(float(self._step_tokens), device=module.device)
-        step_tokens, self._step_tokens = int(trainer.strategy.reduce(own, reduce_op="sum")), 0
+        own = torch.tensor([self._step_tokens, self._read, self._padded], dtype=torch.long, device=module.device)
+        step_tokens, read, padded = trainer.strategy.reduce(own, reduce_op="sum").tolist()
+        self._step_tokens = self._read = self._padded = 0
         self.tokens += step_tokens
-        packing, self._read, self._padded = self._read / self._padded, 0, 0
         seen = module.step_sums.compute()
         module.step_sums.reset()
         self._tick()
@@ -136,7 +136,7 @@ class Steps(L.Callback):
             "grad_norm": self._grad_norm,
             "examples": self.plan.examples(step),
             "tokens": self.tokens,
-            "packing": packing,
+            "packing": read / padded,
             "seconds": self.seconds,
             "pairs_per_second": (self.plan.examples(step) - self.plan.examples(step - 1)) / max(passed, 1e-9),
             "tokens_per_second": step_tokens / max(passed, 1e-9),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+import transformers
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from prefopt.callbacks.remember import RememberReference, Wanted
@@ -23,6 +24,7 @@ from prefopt.data.render import Renderer
 from prefopt.data.views import View, view
 from prefopt.errors import RequestError
 from prefopt.jobs.fit import fitted_base
+from prefopt.jobs.precision import device_type
 from prefopt.models.base import Base
 from prefopt.models.build import build_policy, build_references, load_base, with_settings
 from prefopt.models.reference import Snapshot
@@ -30,6 +32,7 @@ from prefopt.module import PreferenceModule
 from prefopt.progress import say
 from prefopt.schedules import steps_of
 from prefopt.scoring import ReferenceStore, generate
+from prefopt.scoring.store import VERSION
 from prefopt.settings import Settings
 
 
@@ -135,8 +138,9 @@ def build_memory(request: Request, parts: Parts, module: PreferenceModule, clock
 
 
 def _store_folder(settings: Settings, identity: str) -> Path:
-    said = f"{identity} {settings.trainer.precision} {torch.get_float32_matmul_precision()}"
-    key = hashlib.sha256(said.encode()).hexdigest()
+    made_by = (VERSION, torch.__version__, transformers.__version__, device_type(settings.trainer))
+    how = (settings.trainer.precision, torch.get_float32_matmul_precision())
+    key = hashlib.sha256(f"{identity} {made_by} {how}".encode()).hexdigest()
     return Path(settings.cache_dir).expanduser() / "reference" / key[:32]
 
 

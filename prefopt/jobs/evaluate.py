@@ -79,9 +79,9 @@ def sample_policy(
     ids = [torch.from_numpy(encoded.prompt).to(policy.device) for encoded in prompts]
     repeated = [prompt for prompt in ids for _ in range(settings.samples_per_prompt)]
     generator = torch.Generator(policy.device).manual_seed(seed)
-    longest = settings.max_new_tokens
-    sampled = generate(policy, repeated, max_new_tokens=longest, temperature=settings.temperature, generator=generator)
-    greedy = generate(policy, ids, max_new_tokens=longest, temperature=0.0)
+    size: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
+    sampled = generate(policy, repeated, temperature=settings.temperature, generator=generator, **size)
+    greedy = generate(policy, ids, temperature=0.0, **size)
     kl = None if against_base else np.zeros(len(sampled))
     if against_base and settings.temperature == 1:
         kl = _log_ratios(policy, module, repeated, sampled, settings.batch_size)
@@ -102,17 +102,13 @@ def _log_ratios(
     has no dropout."""
     found = []
     starts = range(0, len(prompts), batch_size)
-    was_training = policy.training
-    policy.eval()
-    try:
+    with policy.evaluating():
         for i in track(starts, "KL of the answers", len(starts)):
             some, said = prompts[i : i + batch_size], answers[i : i + batch_size]
             batch = Batch.of("rollouts", some, said, list(range(len(some)))).to(policy.device)
             scores = score(policy, batch)
             gap = scores.logps - reference_logps(module.base, batch)
             found.append(scores.total(gap).double().cpu())
-    finally:
-        policy.train(was_training)
     return torch.cat(found).numpy()
 
 

@@ -51,9 +51,13 @@ def settle(trainer: TrainerSettings, before: str | None) -> str:
     return chosen.name
 
 
+def device_type(trainer: TrainerSettings) -> str:
+    """Where a run will train: cuda or cpu."""
+    return "cuda" if trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def _chosen(trainer: TrainerSettings) -> Mode:
-    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
-    found = measured(torch.device("cuda" if on_gpu else "cpu"))
+    found = measured(torch.device(device_type(trainer)))
     chosen = best(found)
     told = "; ".join(f"{m.name}: {found[0].seconds / m.seconds:.2f}× as fast, error {m.error:.0e}" for m in found[1:])
     say(f"trainer.precision=auto: {chosen.name} (against 32, highest, {told})")

@@ -39,7 +39,7 @@ from prefopt.jobs.evaluate import (
     sample_rows,
 )
 from prefopt.jobs.loading import quieten
-from prefopt.jobs.precision import settle
+from prefopt.jobs.precision import device_type, settle
 from prefopt.metrics.answers import answer_measures, gold_gain
 from prefopt.metrics.held_out import gold_measures, measures
 from prefopt.models.base import weights_hash
@@ -57,6 +57,7 @@ def train(request: Request) -> int:
     """Train what was requested in its run folder. Returns the exit code; the folder's summary says the same."""
     quieten()
     torch.set_flush_denormal(True)  # what a saturated softmax leaves slows a CPU's matrix products thirty times
+    products = torch.get_float32_matmul_precision()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = request.settings
     try:
@@ -70,6 +71,8 @@ def train(request: Request) -> int:
             return code
     except RequestError as error:
         return refuse(str(error))
+    finally:
+        torch.set_float32_matmul_precision(products)  # this run's alone
 
 
 def _recorded(request: Request, run: RunFolder) -> int:
@@ -110,8 +113,8 @@ def _failed(run: RunFolder, error: Exception) -> int:
 def _run(request: Request, run: RunFolder) -> bool:
     """False when it was interrupted and can go on."""
     settings, objective = request.settings, request.objective
-    run.save(precision=settle(settings.trainer, run.summary["precision"]))
     parts = prepare_parts(request)
+    run.save(precision=settle(settings.trainer, run.summary["precision"]))
     for sentence in objective.warnings(parts.dataset.counts()):
         say(f"warning: {sentence}")
     module = build_module(request, parts.base)
@@ -150,7 +153,7 @@ def _identify(run: RunFolder, request: Request, parts: Parts, module: Preference
         audit=dataset.audit,
         parameters=module.policy.size(),
         trainable=sum(p.numel() for p in trainable.values()),
-        device=str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu",
+        device=torch.cuda.get_device_name() if device_type(request.settings.trainer) == "cuda" else "cpu",
     )
 
 
@@ -202,8 +205,10 @@ def _answers(
     prompts = fixed_prompts(parts.dataset, settings.evaluation.prompts)
     # Two seeds: the answers of the policy and of its base are compared as independent samples.
     ask = (module, prompts, parts.renderer, settings.evaluation, parts.dataset.gold)
-    own = sample_policy(module.policy, *ask, seed=2 * settings.seed, against_base=True)
-    with module.base.policy(module.policy.device) as base:
+    as_trained = trainer.precision_plugin.forward_context
+    with as_trained():
+        own = sample_policy(module.policy, *ask, seed=2 * settings.seed, against_base=True)
+    with module.base.policy(module.policy.device) as base, as_trained():
         return prompts, own, sample_policy(base, *ask, seed=2 * settings.seed + 1, against_base=False)
 
 

@@ -15,6 +15,8 @@ from prefopt.models.files import ADAPTER, expanded, find, looks_like_path, store
 from prefopt.settings import ALL_LINEAR, AdapterSettings
 
 LINEAR = (nn.Linear, Conv1D)
+# What of a saved adapter's configuration its weights mean something else under.
+SCALING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
 
 def new_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from prefopt.errors import RequestError, first_line
-from prefopt.models.adapter import continued
+from prefopt.models.adapter import SCALING, adapter_file, continued
 from prefopt.models.files import need_bitsandbytes, stored_weights
 from prefopt.models.policy import Policy
 from prefopt.settings import QuantSettings
@@ -69,7 +69,9 @@ class Base:
             found = weights_hash(stored_weights(self.name, self.key))
             if self.adapter is not None:
                 start = weights_hash(stored_weights(self.adapter, "model.adapter.start", adapter=True))
-                found = hashlib.sha256(f"{found} {start}".encode()).hexdigest()
+                config = adapter_file(self.adapter, "model.adapter.start")
+                scaled = json.dumps([config.get(key) for key in SCALING], sort_keys=True)
+                found = hashlib.sha256(f"{found} {start} {scaled}".encode()).hexdigest()
             self._hash = found
         return self._hash
 

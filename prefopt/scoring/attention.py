@@ -70,7 +70,8 @@ def attend(
     large = tuple(Tree(t.start - cut, t.prompt, t.branches) for t in forest.trees if t.start >= cut)
     parts = []
     if small:
-        parts.append(_Dense.apply(query[0, :, :cut], key[0, :, :cut], value[0, :, :cut], scale, small))
+        masks = _masks(forest, small, query.dtype)
+        parts.append(_Dense.apply(query[0, :, :cut], key[0, :, :cut], value[0, :, :cut], scale, small, masks))
     if large:
         # Flash attention has no grouped heads on a CPU.
         groups = query.shape[1] // key.shape[1]
@@ -87,13 +88,17 @@ class _Dense(torch.autograd.Function):
     """One block of scores per tree, its probabilities kept. q: [heads, T, D]; k, v: [key heads, T, D]."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, trees: tuple[Tree, ...]) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, trees: tuple[Tree, ...], masks: list[Tensor]
+    ) -> Tensor:
         out = _rows_like(q)
         kept = []
-        for tree in trees:
+        for tree, mask in zip(trees, masks, strict=True):
             at = slice(tree.start, tree.end)
             own = _grouped(q[:, at], k)
-            scores = torch.baddbmm(_mask(tree, q, k), own, k[:, at].transpose(1, 2), alpha=scale)
+            # The query heads of a key head lie one after the other.
+            block = mask.repeat(len(q) // len(k), 1).expand(len(k), -1, -1)
+            scores = torch.baddbmm(block, own, k[:, at].transpose(1, 2), alpha=scale)
             weights = scores.softmax(-1)
             out[:, at] = torch.bmm(weights, v[:, at]).view(len(q), tree.size, -1)
             kept.append(weights)
@@ -113,7 +118,7 @@ class _Dense(torch.autograd.Function):
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype).mul_(ctx.scale)
             dq[:, at] = torch.bmm(dscores, k[:, at]).view(len(q), tree.size, -1)
             dk[:, at] = torch.bmm(dscores.transpose(1, 2), own)
-        return dq, dk, dv, None, None
+        return dq, dk, dv, None, None, None
 
 
 class _Merged(torch.autograd.Function):
@@ -193,13 +198,15 @@ def _rows_like(t: Tensor) -> Tensor:
     return torch.empty_like(t.transpose(-3, -2), memory_format=torch.contiguous_format).transpose(-3, -2)
 
 
-def _mask(tree: Tree, q: Tensor, k: Tensor) -> Tensor:
-    """[key heads, heads / key heads · n, n], to be added to scores."""
-    block = tree_mask(tree.prompt, tree.branches, q.dtype)
-    return block.repeat(len(q) // len(k), 1).expand(len(k), -1, -1)
+def _masks(forest: Forest, trees: tuple[Tree, ...], dtype: torch.dtype) -> list[Tensor]:
+    """All layers of a forward read those that the first one made; they go when the forest goes."""
+    found = forest.__dict__.get("_masks")
+    if found is None or found[0].dtype != dtype:
+        found = [tree_mask(tree.prompt, tree.branches, dtype) for tree in trees]
+        object.__setattr__(forest, "_masks", found)
+    return found
 
 
-@functools.lru_cache(maxsize=256)
 def tree_mask(prompt: int, branches: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """[n, n]: 0 where a token may look, -inf where not."""
     size = prompt + sum(branches)

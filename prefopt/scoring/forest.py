@@ -112,7 +112,7 @@ def _planted(prompts: list[Tensor], completions: list[Tensor], rows: list[list[i
 
 
 def _packed(sizes: list[int], room: int) -> list[list[int]]:
-    """Which trees share a forest, the smallest first; forests of about equal size, as few as the room allows."""
+    """Which trees share a forest: the smallest first, the next ones until the room is full."""
     order = sorted((g for g, size in enumerate(sizes) if size), key=lambda g: sizes[g])
     found: list[list[int]] = []
     used = room

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prefopt.models.policy import Policy
 from prefopt.progress import track
-from prefopt.scoring.rows import PaddedPrompts, SharedPrompts
+from prefopt.scoring.kv_cache import PaddedPrompts, SharedPrompts
 from prefopt.scoring.sharing import shares_prompts
 
 SHRINK = 0.75  # rows that have ended are let go once no more than this share goes on: copying the others costs a step
@@ -93,9 +93,9 @@ def _by_column(policy: Policy) -> Iterator[None]:
     every decoding step's, reads them twice as fast. Shapes, values and parameters stay what they are."""
     linear = [module for module in policy.modules() if type(module) is torch.nn.Linear]
     weights = list({id(m.weight): m.weight for m in linear if m.weight.device.type == "cpu"}.values())
-    for weight in weights:
-        weight.data = weight.data.t().contiguous().t()
     try:
+        for weight in weights:
+            weight.data = weight.data.t().contiguous().t()
         yield
     finally:
         for weight in weights:
@@ -104,17 +104,26 @@ def _by_column(policy: Policy) -> Iterator[None]:
 
 def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
     if temperature == 0:
-        return logits.argmax(-1)
+        most, ids = logits.max(-1)
+        _check(most)
+        return ids
     # One uniform per row through the cumulative distribution: `multinomial` draws one exponential per token, which was
     # a quarter of the time of a decoding step.
     probabilities = (logits / temperature).softmax(-1).double()
     if top_p < 1:
         probabilities = _nucleus(probabilities, top_p)
     cumulative = probabilities.cumsum(-1)
+    _check(cumulative[:, -1])
     uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64, device=logits.device)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp(
         max=logits.shape[-1] - 1
     )
+
+
+def _check(values: Tensor) -> None:
+    """Not a number, or infinite: without this, some token or other would be drawn."""
+    if not values.isfinite().all():
+        raise FloatingPointError("the model's logits are no numbers; is its precision too low?")
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:

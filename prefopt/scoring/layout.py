@@ -1,4 +1,4 @@
-"""How a batch lies in the tensors the backbone reads. First form: right-padded rows, sorted by length."""
+"""Rows right-padded, sorted by length, for models that cannot read a forest; and where in a row what is asked lies."""
 
 from __future__ import annotations
 

@@ -7,12 +7,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from prefopt.errors import first_line
 from prefopt.models.policy import Policy
 from prefopt.progress import say
 from prefopt.records import Batch
-from prefopt.scoring.attention import NAME, Unsupported, attention_named
+from prefopt.scoring.attention import NAME, attention_named
 from prefopt.scoring.forest import Forest, plant
-from prefopt.scoring.rows import SharedPrompts
+from prefopt.scoring.kv_cache import SharedPrompts
 
 _known: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
@@ -20,9 +21,10 @@ _known: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 def shares_prompts(policy: Policy, longest: int) -> bool:
     """Whether rows of up to `longest` tokens can be scored as a forest. Says once why not."""
     if policy.causal not in _known:
-        _known[policy.causal] = reason = why_not(policy)
-        if reason:
+        reason = why_not(policy)
+        if reason and reason not in _known.values():  # a copy of the model says nothing new
             say(f"prompts are encoded once for each of their completions, padded: {reason}")
+        _known[policy.causal] = reason
     window = _window(policy)
     return not _known[policy.causal] and (window is None or longest <= window)
 
@@ -39,14 +41,27 @@ def why_not(policy: Policy) -> str:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"the model has layers of the kind {sorted(kinds)[0]}"
-    if any(getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop")):
+    if _drops_attention(policy):
         return "the model drops attention out in training"
     try:
         # Not in autocast: its rounding depends on shapes, and would pass for a difference.
         with policy.evaluating(), torch.autocast(policy.device.type, enabled=False):
             return _tried(policy)
-    except (Unsupported, TypeError, ValueError, RuntimeError) as error:
-        return f"{type(policy.causal).__name__}: {error}".splitlines()[0]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # models fail in their own ways when their attention is not what they expect
+        return f"{type(policy.causal).__name__}: {first_line(error)}"
+
+
+def _drops_attention(policy: Policy) -> bool:
+    """By what its layers do, not by its configuration: a base's dropout is switched off when it is loaded."""
+    for name, module in policy.causal.named_modules():
+        inside = "attn" in name.lower() or "attention" in name.lower()
+        if isinstance(module, torch.nn.Dropout) and module.p and inside and "lora" not in name:
+            return True
+        if isinstance(getattr(module, "attention_dropout", None), float) and module.attention_dropout:
+            return True
+    return False
 
 
 @torch.no_grad()

@@ -7,10 +7,12 @@ seed, the order and the split do not matter to it, and another template or trunc
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from prefopt.progress import say, track
 from prefopt.records import Batch
 from prefopt.scoring.score import score
 
+VERSION = 1  # another way to score or to write must change it: what is kept is found by it
 PART = 2**22  # tokens of a file: what a fill has written when it is killed is what the next one need not compute
 
 Speaker = Callable[[], AbstractContextManager[Policy]]
@@ -53,11 +56,22 @@ class ReferenceStore:
 
     def fill(self, batches: Iterable[Batch], total: int, speaker: Speaker) -> int:
         """Compute what is not here yet; returns how many rows that was. One process at a time does so: another one that
-        wants the same waits, and finds it here. The speaker is only asked when there is something to say."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone():
-            self._read()
-            return self._fill(batches, total, speaker)
+        wants the same waits, and finds it here. The speaker is only asked when there is something to say, and nothing
+        is written when there is not. Where nothing can be written, rows stay missing."""
+        batches = iter(batches)
+        first = next((batch for batch in batches if self._without_known(batch, _New()) is not None), None)
+        if first is None:
+            return 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                self._read()
+                return self._fill(chain([first], batches), total, speaker)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            say(f"reference log-probs are not kept, and computed in every step: {error.filename} cannot be written to")
+            return 0
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -75,20 +89,22 @@ class ReferenceStore:
     @torch.no_grad()
     def _fill(self, batches: Iterable[Batch], total: int, speaker: Speaker) -> int:
         made, new = 0, _New()
-        for batch in track(batches, "reference log-probs", total):
-            wanted = self._without_known(batch, new)
-            if wanted is None:
-                continue
-            with speaker() as policy:
-                scores = score(policy, wanted.to(policy.device))
-            rows = zip(keys(wanted), scores.logps.cpu(), wanted.completion_lengths.tolist(), strict=True)
-            for key, values, length in rows:
-                new.add(key, values[:length])
-            made += len(wanted)
-            if new.tokens >= PART:
-                self._write(new)
-                new = _New()
-        self._write(new)
+        try:
+            for batch in track(batches, "reference log-probs", total):
+                wanted = self._without_known(batch, new)
+                if wanted is None:
+                    continue
+                with speaker() as policy:
+                    scores = score(policy, wanted.to(policy.device))
+                rows = zip(keys(wanted), scores.logps.cpu(), wanted.completion_lengths.tolist(), strict=True)
+                for key, values, length in rows:
+                    new.add(key, values[:length])
+                made += len(wanted)
+                if new.tokens >= PART:
+                    self._write(new)
+                    new = _New()
+        finally:  # an interrupted pass need not begin again
+            self._write(new)
         return made
 
     def _without_known(self, batch: Batch, new: _New) -> Batch | None:
@@ -119,9 +135,12 @@ class ReferenceStore:
             if path not in self._parts:
                 try:
                     self._parts[path] = _Part.read(path)
-                except (SafetensorError, OSError, ValueError, KeyError) as error:
+                except OSError as error:  # no fault of the file's
+                    say(f"warning: {path} cannot be read, its rows are computed again: {error.strerror or error}")
+                except (SafetensorError, ValueError, KeyError, TypeError) as error:
                     say(f"warning: {path} is damaged and computed again: {error}")
-                    path.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
 
 
 Key = tuple[int, int]

@@ -103,11 +103,17 @@ def test_the_adapter_off_is_not_where_it_starts(base, adapter):
     assert isinstance(reference, AdapterOff)
 
 
-def test_an_adapter_may_be_named_in_two_ways_and_its_own_options_hold(base, adapter):
+def test_an_adapter_may_be_named_in_two_ways_and_its_own_options_hold(base, adapter, tmp_path):
     one, first, *_ = parts(adapter, "model.adapter.dropout=0.25")
     two, second, *_ = parts(base, f"model.adapter.start={adapter}", "model.adapter.dropout=0.25")
     assert one.name == two.name == base
     assert one.hash() == two.hash() != load_base(base, "float32").hash()
+    stronger = shutil.copytree(adapter, tmp_path / "stronger")
+    config = json.loads((stronger / "adapter_config.json").read_text())
+    (stronger / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 3 * config["lora_alpha"]}))
+    other, *_ = parts(str(stronger))
+    assert one.hash() != other.hash()
+    assert one.identity() != other.identity()
     assert torch.equal(score(first.eval(), batch()).logps, score(second.eval(), batch()).logps)
     config = first.model.peft_config["default"]
     assert (config.r, config.lora_dropout) == (2, 0.25)

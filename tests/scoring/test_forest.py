@@ -10,11 +10,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from prefopt.models.build import load_base
 from prefopt.models.policy import Policy
 from prefopt.records import Batch
 from prefopt.scoring import attention, forest, score, sharing
 from prefopt.scoring.attention import attend, block_mask, tree_mask
 from prefopt.scoring.forest import Forest, Tree, plant
+from tests.models.saved import tokenizer
 from tests.toy import VOCAB, keep_rmsnorm_exact
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -225,3 +227,15 @@ def _forgetful(forward):
         return forward(*arguments, **keywords)
 
     return inner
+
+
+def test_a_bases_dropout_is_off_whatever_its_configuration_says(tmp_path):
+    """GPT-2's default drops attention out; a base is loaded without, and shares its prompts."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCAB, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=1, eos_token_id=2))
+    assert model.config.attn_pdrop == 0.1
+    assert sharing.why_not(Policy(model)) == "the model drops attention out in training"
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert sharing.why_not(load_base(str(tmp_path), "float32").policy()) == ""

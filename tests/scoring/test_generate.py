@@ -10,7 +10,7 @@ import torch
 from prefopt.models.policy import Policy
 from prefopt.scoring import forest, generate
 from prefopt.scoring.generate import _nucleus
-from prefopt.scoring.rows import SharedPrompts
+from prefopt.scoring.kv_cache import SharedPrompts
 from tests.scoring.test_score import batch, gpt2
 from tests.toy import VOCAB, toy_model
 
@@ -188,3 +188,11 @@ def test_every_step_can_be_watched():
         policy, [torch.tensor([1, 5])], max_new_tokens=9, temperature=0.0, watch=lambda ids: seen.append(int(ids[0]))
     )
     assert seen == answer.tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_no_number_is_not_drawn_from(temperature):
+    model = toy_model(dtype=torch.float32).eval()
+    model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="the model's logits are no numbers"):
+        generate(Policy(model, end_ids=(2,)), [torch.tensor([1, 5])], max_new_tokens=2, temperature=temperature)

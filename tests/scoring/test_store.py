@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from dataclasses import replace
 
@@ -102,8 +103,9 @@ def test_a_damaged_part_is_computed_again(tmp_path, capsys):
         assert ReferenceStore(tmp_path).fill([ROWS], 1, Speaker()) == len(ROWS)
 
 
-def test_a_fill_that_dies_leaves_what_was_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "PART", 1)
+@pytest.mark.parametrize("part", [1, 10**6])
+def test_a_fill_that_is_interrupted_leaves_what_it_has(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PART", part)
     first = Batch.of("pairs", ROWS.prompts()[:1], [ROWS.completions()[_rows_of(0)[0]]], [0])
 
     def dying():
@@ -116,16 +118,47 @@ def test_a_fill_that_dies_leaves_what_was_whole(tmp_path, monkeypatch):
     assert ReferenceStore(tmp_path).fill([ROWS], 1, Speaker()) == len(ROWS) - 1
 
 
+def test_what_is_complete_needs_no_writing(tmp_path, monkeypatch, capsys):
+    """And where nothing can be written, rows stay missing, which is said."""
+    ReferenceStore(tmp_path).fill([ROWS], 1, Speaker())
+
+    def denied(self, timeout):
+        raise PermissionError(errno.EACCES, "denied", str(tmp_path))
+
+    monkeypatch.setattr(store.FileLock, "acquire", denied)
+    assert ReferenceStore(tmp_path).fill([ROWS], 1, Speaker()) == 0
+    assert capsys.readouterr().err == ""
+    speaker = Speaker()
+    assert ReferenceStore(tmp_path / "other").fill([ROWS], 1, speaker) == 0
+    assert speaker.asked == 0
+    assert "are not kept" in capsys.readouterr().err
+
+
+def test_a_part_that_cannot_be_read_now_stays(tmp_path, monkeypatch, capsys):
+    ReferenceStore(tmp_path).fill([ROWS], 1, Speaker())
+
+    def unreadable(*_, **__):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "safe_open", unreadable)
+        assert ReferenceStore(tmp_path).logps(ROWS) is None
+    assert "cannot be read" in capsys.readouterr().err
+    assert ReferenceStore(tmp_path).logps(ROWS) is not None
+
+
 def test_two_at_once(tmp_path, capsys):
     """The second waits for the first and asks nobody."""
-    first, second, inside, done = Speaker(), Speaker(), threading.Event(), threading.Event()
+    inside, done = threading.Event(), threading.Event()
 
-    def slow():
-        inside.set()
-        done.wait(10)
-        yield ROWS
+    class Slow(Speaker):
+        def __call__(self):
+            inside.set()
+            done.wait(10)
+            return super().__call__()
 
-    one = threading.Thread(target=lambda: ReferenceStore(tmp_path).fill(slow(), 1, first))
+    first, second = Slow(), Speaker()
+    one = threading.Thread(target=lambda: ReferenceStore(tmp_path).fill([ROWS], 1, first))
     one.start()
     inside.wait(10)
     other = ReferenceStore(tmp_path)
