@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from prefopt.config.sweeps import _points
+from prefopt.config.explain import points
 from prefopt.errors import FAILED, OK, WRONG
 from prefopt.sweep.ledger import Job
 from tests.models.saved import pairs_file, saved_model
@@ -148,8 +147,7 @@ def test_two_processes_a_job(model, tmp_path):
 
 
 def test_points_of_a_grid():
-    grid = OmegaConf.create({"loss": "dpo", "loss.beta": "0.1,0.3", "seed": "range(2)"})
-    assert _points(grid) == [
+    assert points(["loss=dpo", "loss.beta=0.1,0.3", "seed=range(2)"]) == [
         ["loss=dpo", "loss.beta=0.1", "seed=0"],
         ["loss=dpo", "loss.beta=0.1", "seed=1"],
         ["loss=dpo", "loss.beta=0.3", "seed=0"],

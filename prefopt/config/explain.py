@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -32,6 +34,7 @@ def explain(error: BaseException, config_name: str, overrides: Iterable[str]) ->
     typed = getattr(error, "object_type", None)
     if isinstance(error, ConfigKeyError) and is_dataclass(typed):
         return no_key(str(error.full_key), [field.name for field in fields(typed)])
+    overrides = _one_run(config_name, list(overrides))
     wrong_key = re.search(r"Could not override '([^']+)'", text)
     if wrong_key and "No match in the defaults list" in text:
         groups = sorted(folder.name for folder in Path(config_dir()).iterdir() if folder.is_dir())
@@ -46,6 +49,30 @@ def explain(error: BaseException, config_name: str, overrides: Iterable[str]) ->
         return no_key(key, known)
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {first_line(error)}" if full_key else first_line(error)
+
+
+def points(overrides: list[str]) -> list[list[str]]:
+    """The runs that the overrides of a sweep ask for: "a=1,2 b=3" is ["a=1", "b=3"] and ["a=2", "b=3"]."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [point for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
+
+
+def _one_run(config_name: str, overrides: list[str]) -> list[str]:
+    """Of a sweep the first run that cannot be composed."""
+    try:
+        found = points(overrides)
+    except (HydraException, OmegaConfBaseException):
+        return overrides
+    return next((point for point in found if not _composes(config_name, point)), overrides)
+
+
+def _composes(config_name: str, overrides: list[str]) -> bool:
+    try:
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException):
+        return False
+    return True
 
 
 def _no_option(error: MissingConfigException) -> str:

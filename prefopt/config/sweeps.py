@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from prefopt.config.explain import points
 from prefopt.config.request import build_request
 from prefopt.errors import OK, RequestError
+from prefopt.files import check_can_be_made
 from prefopt.sweep.ledger import Job, Ledger
 from prefopt.sweep.processes import Sweep
 
@@ -27,16 +26,16 @@ def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parall
     """Run the jobs in `folder`, and keep the worst exit code."""
     global exit_code
     place = Path(folder).expanduser()
-    try:
-        if parallel < 1:
-            raise RequestError(f"hydra.launcher.parallel must be at least 1; got {parallel}")
-        jobs = [_job(compose, overrides) for overrides in _expanded(compose, asked)]
-        with Ledger(place) as ledger:
-            sweep = Sweep(ledger, _flags(), parallel, _gpus())
-            exit_code = max(exit_code, sweep.run(ledger.add(jobs)))
-    except RequestError:
-        _leave_nothing(place)
-        raise
+    if parallel < 1:
+        raise RequestError(f"hydra.launcher.parallel must be at least 1; got {parallel}")
+    check_can_be_made(place, "sweep_dir")
+    jobs = [_job(compose, overrides) for overrides in _expanded(compose, asked)]
+    gpus = _gpus()
+    most = max(job.devices for job in jobs)
+    if gpus and most > len(gpus):
+        raise RequestError(f"trainer.devices={most}: this machine has {len(gpus)} GPUs")
+    with Ledger(place) as ledger:
+        exit_code = max(exit_code, Sweep(ledger, _flags(), parallel, gpus).run(ledger.add(jobs)))
 
 
 def _expanded(compose: Compose, asked: Iterable[Sequence[str]]) -> Iterator[list[str]]:
@@ -49,15 +48,8 @@ def _expanded(compose: Compose, asked: Iterable[Sequence[str]]) -> Iterator[list
             continue
         outer = [o for o in overrides if not o.lstrip("+~").startswith("sweep=")]
         for grid in grids:
-            for point in _points(grid):
+            for point in points([f"{key}={value}" for key, value in grid.items()]):
                 yield [*point, *outer]  # what the command line says holds
-
-
-def _points(grid: DictConfig) -> list[list[str]]:
-    """{loss: dpo, loss.beta: "0.1,0.3"} to [["loss=dpo", "loss.beta=0.1"], …]."""
-    text = [f"{key}={value}" for key, value in grid.items()]
-    parsed = OverridesParser.create().parse_overrides(text)
-    return [point for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
 
 
 def _job(compose: Compose, overrides: Sequence[str]) -> Job:
@@ -90,12 +82,3 @@ def _gpus() -> list[str]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _leave_nothing(folder: Path) -> None:
-    """Of a sweep that was refused before it began: Hydra has written down what was asked."""
-    if not (folder / "sweep.json").exists():
-        with suppress(OSError):
-            (folder / "multirun.yaml").unlink(missing_ok=True)
-            (folder / ".lock").unlink(missing_ok=True)
-            folder.rmdir()

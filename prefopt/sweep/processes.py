@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prefopt.errors import FAILED as EXIT_FAILED
 from prefopt.errors import INTERRUPTED as EXIT_INTERRUPTED
-from prefopt.errors import OK, RequestError
+from prefopt.errors import OK
 from prefopt.progress import Meter, say
 from prefopt.sweep.ledger import FAILED, FINISHED, INTERRUPTED, RUNNING, Job, Ledger
 
@@ -47,7 +47,6 @@ class Sweep:
     def run(self, jobs: Sequence[Job]) -> int:
         """The sweep's exit code. Jobs that fail are shown as they fail, and the others go on."""
         waiting = [job for job in jobs if job.status != FINISHED]
-        self._check_gpus(waiting)
         known = len(jobs) - len(waiting)
         say(f"sweep: {len(jobs)} jobs in {self.ledger.folder}" + (f", {known} of them done before" if known else ""))
         meter = Meter("sweep", len(waiting))
@@ -134,11 +133,6 @@ class Sweep:
 
     def _has_room(self, job: Job) -> bool:
         return not (self._free or any(r.gpus for r in self._running)) or len(self._free) >= job.devices
-
-    def _check_gpus(self, jobs: Sequence[Job]) -> None:
-        most = max((job.devices for job in jobs), default=0)
-        if self._free and most > len(self._free):
-            raise RequestError(f"trainer.devices={most}: this machine has {len(self._free)} GPUs")
 
 
 def die_with_parent() -> Callable[[], None] | None:
