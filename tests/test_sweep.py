@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from prefopt.config.explain import points
 from prefopt.errors import FAILED, OK, WRONG
 from prefopt.sweep.ledger import Job
+from prefopt.sweep.processes import _quoted
 from tests.models.saved import pairs_file, saved_model
 from tests.test_resume import read
 
@@ -75,6 +77,7 @@ def test_what_fails_is_shown_and_the_others_go_on(model, tmp_path):
     first = ledger(tmp_path)[0]
     log = tmp_path / "sweep" / "logs" / f"{first['name']}.log"
     assert "failed (exit 1): model=hf" in done.stderr
+    assert first["name"].startswith("lr1e")
     assert str(log) in done.stderr.replace("\n", "")
     assert "the run failed" in log.read_text()
     assert "1 of 2 jobs finished" in done.stderr
@@ -158,7 +161,15 @@ def test_points_of_a_grid():
 def test_names_of_jobs():
     """Readable, short, and different where the request is; where the run lies is no part of it."""
     plain = {"seed": 0, "run_dir": "a"}
-    job = Job.of(["loss=dpo", "loss.beta=0.1", "data.train=/a/b.jsonl", "seed=0"], plain, 1)
-    assert job.name == f"dpo-beta=0.1-seed=0-{job.key[:6]}"
-    assert Job.of(["seed=0"], {**plain, "run_dir": "b"}, 1).key == job.key
-    assert Job.of(["seed=0"], {**plain, "seed": 1}, 1).key != job.key
+    own = ["loss=dpo", "loss.beta=0.1", "data.train=/a/b.jsonl", "seed=0"]
+    job = Job.of(["model=tiny", *own], own, plain, 1)
+    assert job.name == f"dpo-beta0.1-trainb.jsonl-seed0-{job.key[:6]}"
+    assert Job.of(own, [], {**plain, "run_dir": "b"}, 1).key == job.key
+    assert Job.of(own, [], {**plain, "run_dir": "b"}, 1).name == f"run-{job.key[:6]}"
+    assert Job.of(own, own, {**plain, "seed": 1}, 1).key != job.key
+
+
+@pytest.mark.parametrize("name", ["plain", "it's = \\'odd\\ {x}", 'two "quotes"', "a,b"])
+def test_folders_of_any_name(name):
+    (override,) = OverridesParser.create().parse_overrides([f"run_dir={_quoted(name)}"])
+    assert override.value() == name

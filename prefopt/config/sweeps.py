@@ -29,7 +29,9 @@ def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parall
     if parallel < 1:
         raise RequestError(f"hydra.launcher.parallel must be at least 1; got {parallel}")
     check_can_be_made(place, "sweep_dir")
-    jobs = [_job(compose, overrides) for overrides in _expanded(compose, asked)]
+    expanded = list(_expanded(compose, asked))
+    shared = set.intersection(*(set(overrides) for overrides in expanded))
+    jobs = [_job(compose, overrides, [o for o in overrides if o not in shared]) for overrides in expanded]
     gpus = _gpus()
     most = max(job.devices for job in jobs)
     if gpus and most > len(gpus):
@@ -52,7 +54,7 @@ def _expanded(compose: Compose, asked: Iterable[Sequence[str]]) -> Iterator[list
                 yield [*point, *outer]  # what the command line says holds
 
 
-def _job(compose: Compose, overrides: Sequence[str]) -> Job:
+def _job(compose: Compose, overrides: Sequence[str], own: Sequence[str]) -> Job:
     cfg = compose(overrides)
     choices = dict(cfg.hydra.runtime.choices)
     OmegaConf.set_struct(cfg, False)
@@ -65,7 +67,7 @@ def _job(compose: Compose, overrides: Sequence[str]) -> Job:
     except RequestError as error:
         first, *more = str(error).splitlines()
         raise RequestError("\n".join([f"{first} (job: {' '.join(overrides)})", *more])) from error
-    return Job.of(overrides, request.plain, request.settings.trainer.devices)
+    return Job.of(overrides, own, request.plain, request.settings.trainer.devices)
 
 
 def _flags() -> list[str]:

@@ -32,20 +32,19 @@ class Job:
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, overrides: Sequence[str], plain: dict[str, Any], devices: int) -> Job:
-        """plain: the resolved request."""
+    def of(cls, overrides: Sequence[str], own: Sequence[str], plain: dict[str, Any], devices: int) -> Job:
+        """own: the overrides that its sweep's other jobs have otherwise; plain: the resolved request."""
         key = config_hash(without_places(plain))[:12]
-        words = [_word(override) for override in overrides]
-        stem = re.sub(r"[^\w.=-]+", "_", "-".join(word for word in words if word))[:80].strip("-_") or "run"
+        words = [_word(override) for override in own]
+        stem = re.sub(r"[^\w.-]+", "_", "-".join(word for word in words if word))[:80].strip("-_") or "run"
         return cls(key, f"{stem}-{key[:6]}", list(overrides), devices)
 
 
 def _word(override: str) -> str:
-    """What of an override belongs into a folder's name: "loss=dpo" is dpo, "loss.beta=0.1" is beta=0.1."""
+    """What of an override belongs into a folder's name: "loss=dpo" is dpo, "loss.beta=0.1" is beta0.1."""
     name, _, value = override.lstrip("+~").partition("=")
-    if "/" in value or not value:
-        return ""
-    return value if name in ("loss", "model", "data", "preset") else f"{name.rpartition('.')[2]}={value}"
+    value = value.rpartition("/")[2]
+    return value if name in ("loss", "model", "data", "preset") else f"{name.rpartition('.')[2]}{value}"
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ class Sweep:
     def _start(self, job: Job) -> None:
         gpus, self._free = (self._free[: job.devices], self._free[job.devices :]) if self._free else ([], [])
         command = [sys.executable, "-m", "prefopt.train", *self.flags, *job.overrides]
-        command.append(f"run_dir={self.ledger.run_dir(job)}")
+        command.append(f"run_dir={_quoted(str(self.ledger.run_dir(job)))}")
         log = self.ledger.log(job)
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
@@ -146,6 +147,11 @@ def die_with_parent() -> Callable[[], None] | None:
         prctl(kill_on_death, signal.SIGKILL)
 
     return do
+
+
+def _quoted(text: str) -> str:
+    """A text that Hydra reads as it is, whatever stands in it."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\'", text) + "'"
 
 
 def _last_line(path: Path) -> str:
