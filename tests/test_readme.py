@@ -18,6 +18,8 @@ from prefopt.config import compose_request
 from prefopt.errors import OK
 from prefopt.jobs.train import train
 from prefopt.objectives import get, names
+from prefopt.sweep.processes import Sweep
+from prefopt.train import main
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +27,9 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 INSPECT = [line.split(maxsplit=3)[3] for line in COMMANDS if line.startswith("python -m prefopt.inspect")]
 AFTER = {"export": export, "sample": sample}  # commands on the runs of other commands
-TRAIN = [line.split(maxsplit=3)[3] for line in COMMANDS if line.startswith("python -m prefopt.train")]
+ASKED = [line.split(maxsplit=3)[3] for line in COMMANDS if line.startswith("python -m prefopt.train")]
+SWEEPS = [asked for asked in ASKED if asked.startswith("-m ")]
+TRAIN = [asked for asked in ASKED if asked not in SWEEPS]
 
 
 def test_every_command_is_one_of_the_kinds_run_here():
@@ -75,6 +79,17 @@ def test_training_commands(desk, cache_dir, arguments):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "run folder" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "jobs"), zip(SWEEPS, (8, 63), strict=True))
+def test_sweeps(arguments, jobs, cache_dir, tmp_path, monkeypatch):
+    """What they ask for is sound, every run of it; tests/test_sweep.py runs some."""
+    asked = []
+    monkeypatch.setattr(Sweep, "run", lambda self, jobs: asked.extend(jobs) or OK)
+    monkeypatch.setattr(sys, "argv", ["prefopt.train", *shlex.split(arguments), f"cache_dir={cache_dir}"])
+    monkeypatch.chdir(tmp_path)
+    assert main() == OK
+    assert len({job.key for job in asked}) == len(asked) == jobs
 
 
 def test_commands_after_training(desk, cache_dir, monkeypatch):

@@ -20,8 +20,10 @@ from prefopt.progress import Meter, say
 from prefopt.sweep.ledger import FAILED, FINISHED, INTERRUPTED, RUNNING, Job, Ledger
 
 # What would make a job believe that it is a rank of somebody else's run.
-DISTRIBUTED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-DISTRIBUTED += ("MASTER_PORT", "PREFOPT_RUN_DIR")
+DISTRIBUTED = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", "PREFOPT_RUN_DIR"),
+)
 POLL = 0.1  # seconds
 
 
