@@ -53,6 +53,7 @@ class Sweep:
         known = len(jobs) - len(waiting)
         say(f"sweep: {len(jobs)} jobs in {self.ledger.folder}" + (f", {known} of them done before" if known else ""))
         meter = Meter("sweep", len(waiting))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             while waiting or self._running:
                 while waiting and len(self._running) < self.parallel and self._has_room(waiting[0]):
