@@ -21,7 +21,6 @@ from prefopt import compare
 from prefopt.errors import OK, WRONG, RequestError
 from prefopt.reports.compare.differences import unit_values, win_rates
 from prefopt.reports.compare.drawing import plotly_traces
-from prefopt.reports.compare.health import flags
 from prefopt.reports.compare.measures import run_values
 from prefopt.reports.compare.report import Report, build
 from prefopt.reports.compare.runs import read_runs
@@ -256,7 +255,7 @@ def test_win_rates_by_hand(tmp_path: Path):
 
 def health(tmp_path: Path, **doctored: object) -> str:
     write_run(tmp_path / "run", **doctored)
-    return " ".join(sentence for _, sentence in flags(group(read_runs([tmp_path]).runs, DEFAULTS)))
+    return " ".join(sentence for _, sentence in report(tmp_path).flags)
 
 
 def test_a_healthy_run_has_no_flags(tmp_path: Path):
@@ -288,7 +287,7 @@ def test_stuck_at_log_2_and_why(tmp_path: Path, norm: float, rate: float, why: s
     run = write_run(tmp_path / "run", config={"optimizer": {"lr": rate}})
     rows = "".join(f"{i},{np.log(2)},{norm}\n" for i in range(5))
     (run / "metrics.csv").write_text(f"step,loss,grad_norm\n{rows}")
-    ((_, said),) = flags(group(read_runs([tmp_path]).runs, DEFAULTS))
+    ((_, said),) = report(tmp_path).flags
     assert said.startswith("every seed: stuck at log 2 (the loss ends at 0.6931)")
     assert why in said
 
@@ -297,7 +296,7 @@ def test_kl_paid_for_nothing_is_said(tmp_path: Path):
     for beta, worth in ((1.0, 0.9), (3.0, 0.4)):
         samples = {"kl": beta, "kl_stderr": 0.1, "gold_reward": worth, "gold_reward_stderr": 0.01}
         write_run(tmp_path / str(beta), beta=beta, summary={"samples": samples})
-    said = [sentence for _, sentence in flags(group(read_runs([tmp_path]).runs, DEFAULTS))]
+    said = [sentence for _, sentence in report(tmp_path).flags]
     expected = "KL rises and reward falls: dpo (beta=3.0) has 0.40 at 3.00 nats, dpo (beta=1.0) has 0.90 at 1.00"
     assert said == [expected]
 

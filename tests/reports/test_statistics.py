@@ -18,6 +18,7 @@ from prefopt.reports.compare.statistics import (
     pareto,
     resampled_means,
     resampled_over_seeds,
+    win_rate_at_equal_length,
 )
 
 
@@ -51,6 +52,18 @@ def test_brier_and_calibration_by_hand():
     assert brier(np.zeros(4)) == 0.25
     # Another bin: log 19 is confidence 0.95, wrong. (1/4)·0.95 + (3/4)·(1/12)
     assert calibration_error(np.append(odds, -math.log(19))) == pytest.approx(0.95 / 4 + 1 / 16)
+
+
+def test_wins_at_equal_length_take_away_what_length_won():
+    """Longer by 1 wins three of four, shorter by 1 one of four: at equal length neither is favoured. With one length
+    there is nothing to take away, and where length plays no part nearly nothing."""
+    won = np.array([1.0, 1, 1, 0, 1, 0, 0, 0])
+    longer = np.array([1.0] * 4 + [-1.0] * 4)
+    assert win_rate_at_equal_length(won, longer) == pytest.approx(0.5, abs=1e-6)
+    assert win_rate_at_equal_length(won[:4], longer[:4]) == 0.75
+    assert win_rate_at_equal_length(np.array([1.0, 1, 1, 0] * 2), longer) == pytest.approx(0.75, abs=0.002)
+    # All of it by length: mostly longer answers that always win, shorter ones that never do.
+    assert win_rate_at_equal_length(np.array([1.0, 1, 1, 0]), np.array([1.0, 1, 1, -1])) < 0.65
 
 
 def test_holm_by_hand():

@@ -8,15 +8,11 @@ from itertools import combinations
 
 import numpy as np
 
-from prefopt.reports.compare.settings import Method, Setting
+from prefopt.reports.compare.settings import NAMES, Method, Setting
 from prefopt.reports.compare.statistics import holm, p_value, resampled_means, resampled_over_seeds
 
 ALPHA = 0.05
-NAMES = {
-    "accuracy_logratio": "accuracy by log-ratio",
-    "accuracy": "accuracy by own reward",
-    "gold_reward": "gold reward",
-}
+MEASURED = {**NAMES, "gold_reward": "gold reward"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +36,7 @@ class Difference:
 
     @property
     def sentence(self) -> str:
-        what = NAMES[self.measure]
+        what = MEASURED[self.measure]
         if not self.shown:
             return f"no difference shown between {self.first.name} and {self.second.name} in {what}"
         better, worse = (self.first, self.second) if self.mean > 0 else (self.second, self.first)
@@ -65,7 +61,7 @@ def differences(methods: Sequence[Method]) -> list[Difference]:
     """Every method with every other one: default settings, best settings; corrected for their number."""
     asked = _comparisons(methods)
     settings = list(dict.fromkeys(setting for first, second in asked for setting in (first, second)))
-    resampled = {measure: _resample(settings, measure) for measure in NAMES}
+    resampled = {measure: _resample(settings, measure) for measure in MEASURED}
     rng = np.random.default_rng(1)
     found = []
     for (first, second), roles in asked.items():

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prefopt.reports.compare.measures import BY_KEY, setting_values
+from prefopt.reports.compare.measures import BY_KEY, Summary, Values
 from prefopt.reports.compare.runs import Columns
 from prefopt.reports.compare.settings import Method, Setting
-from prefopt.reports.compare.statistics import Estimate, pareto
+from prefopt.reports.compare.statistics import pareto
 
 # Okabe & Ito's colours, told apart by every eye; without the yellow and the black that a page swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B6BB1", "#7F7F7F")
 GREY = "#888888"
 POINTS = 60  # of a curve
-Summaries = dict[Setting, dict[str, Estimate | None]]
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,16 @@ class Figure:
     series: list[Series]
 
 
-def figures(methods: Sequence[Method]) -> list[Figure]:
+def figures(methods: Sequence[Method], values: Values) -> list[Figure]:
     """Those for which the runs hold anything."""
-    summaries = {setting: setting_values(setting) for method in methods for setting in method.settings}
-    worth = worth_key(summaries)
+    worth = worth_key(values)
     drawn = [
-        _frontier(methods, summaries, worth),
+        _frontier(methods, values, worth),
         _curve(methods, "loss", "Loss", "loss / its first value", _relative),
         _curve(methods, "accuracy", "Accuracy on training pairs", "accuracy, own reward", lambda values: values),
-        _movement(methods, summaries),
-        _scatter("length", "Length and reward", methods, summaries, ("length", worth), LENGTH),
-        _scatter("cost", "Cost", methods, summaries, ("train_seconds", worth), COST),
+        _movement(methods, values),
+        _scatter("length", "Length and reward", methods, values, ("length", worth), LENGTH),
+        _scatter("cost", "Cost", methods, values, ("train_seconds", worth), COST),
     ]
     return [figure for figure in drawn if figure.series]
 
@@ -63,18 +61,18 @@ LENGTH = "Better because longer? One point per setting; large: the default and t
 COST = "What the training seconds bought. Compare times of runs on the same machine only."
 
 
-def worth_key(summaries: Summaries) -> str:
+def worth_key(values: Values) -> str:
     """What settings are held to be good for: the gold reward where it is known, else accuracy by log-ratio."""
     for key in ("gold_reward", "win_rate_vs_reference", "accuracy_logratio"):
-        if any(values[key] is not None for values in summaries.values()):
+        if any(of[key] is not None for of in values.values()):
             return key
     return "accuracy"
 
 
-def _frontier(methods: Sequence[Method], summaries: Summaries, worth: str) -> Figure:
+def _frontier(methods: Sequence[Method], values: Values, worth: str) -> Figure:
     caption = "Up and to the left is better. Bars: 95 % over seeds, or of one seed twice the Monte-Carlo error."
-    figure = _scatter("frontier", f"{BY_KEY[worth].label} against KL", methods, summaries, ("kl", worth), caption)
-    known = [(v["kl"].mean, v[worth].mean) for v in summaries.values() if v["kl"] and v[worth]]
+    figure = _scatter("frontier", f"{BY_KEY[worth].label} against KL", methods, values, ("kl", worth), caption)
+    known = [(of["kl"].mean, of[worth].mean) for of in values.values() if of["kl"] and of[worth]]
     if len(known) > 1:
         front = [known[i] for i in pareto(*zip(*known, strict=True))]
         line = Series("Pareto front", [x for x, _ in front], [y for _, y in front], GREY, "dashed")
@@ -83,20 +81,20 @@ def _frontier(methods: Sequence[Method], summaries: Summaries, worth: str) -> Fi
 
 
 def _scatter(
-    name: str, title: str, methods: Sequence[Method], summaries: Summaries, axes: tuple[str, str], caption: str
+    name: str, title: str, methods: Sequence[Method], values: Values, axes: tuple[str, str], caption: str
 ) -> Figure:
     """A point per setting, those shown in the table large and with their errors."""
     series = []
     for colour, method in _coloured(methods):
-        shown = [s for s in method.shown if all(summaries[s][axis] for axis in axes)]
-        others = [s for s in method.settings if s not in method.shown and all(summaries[s][axis] for axis in axes)]
+        shown = [s for s in method.shown if all(values[s][axis] for axis in axes)]
+        others = [s for s in method.settings if s not in method.shown and all(values[s][axis] for axis in axes)]
         if shown:
-            errors = [[_error(summaries[s], axis) for s in shown] for axis in axes]
-            places = [[summaries[s][axis].mean for s in shown] for axis in axes]
+            errors = [[_error(values[s], axis) for s in shown] for axis in axes]
+            places = [[values[s][axis].mean for s in shown] for axis in axes]
             texts = [f"{s.name}, {method.choice(s)}" for s in shown]
             series.append(Series(method.name, *places, colour, "points", texts, *errors))
         if others:
-            places = [[summaries[s][axis].mean for s in others] for axis in axes]
+            places = [[values[s][axis].mean for s in others] for axis in axes]
             series.append(Series(method.name, *places, colour, "faint", [s.name for s in others], in_legend=not shown))
     x, y = (f"{BY_KEY[axis].label}{UNITS.get(axis, '')}" for axis in axes)
     return Figure(name, title, x, y, caption, series)
@@ -106,7 +104,7 @@ UNITS = {"kl": ", nats per answer", "length": ", tokens", "train_seconds": " of 
 ERRORS = {"kl": "kl_stderr", "gold_reward": "gold_reward_stderr"}
 
 
-def _error(values: dict[str, Estimate | None], key: str) -> float:
+def _error(values: Summary, key: str) -> float:
     """Half the interval over seeds; of a single seed twice the error of its own mean, 0 where that is unknown."""
     found, own = values[key], values.get(ERRORS.get(key, ""))
     if found.high is not None:
@@ -132,7 +130,7 @@ def _relative(values: np.ndarray) -> np.ndarray:
     return values / values[0] if len(values) and values[0] else values
 
 
-def _movement(methods: Sequence[Method], summaries: Summaries) -> Figure:
+def _movement(methods: Sequence[Method], values: Values) -> Figure:
     """Curves where training logs them, and for every method where it ends on the test rows."""
     caption = (
         "Nats that the mean log-prob of a completion has moved from the base; solid: chosen, dashed: rejected, best "

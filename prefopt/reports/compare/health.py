@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from prefopt.reports.compare.measures import TAIL, setting_values
+from prefopt.reports.compare.measures import TAIL, Values
 from prefopt.reports.compare.settings import Method, Setting
 
 FALLS = 1.0  # nats per completion by which the chosen one's log-prob has fallen
@@ -17,10 +17,10 @@ REPEATS = 0.1  # more repeated trigrams than the base
 NEAR_LOG_2 = 0.01
 
 
-def flags(methods: Sequence[Method]) -> list[tuple[str, str]]:
+def flags(methods: Sequence[Method], values: Values) -> list[tuple[str, str]]:
     """(setting, sentence) of everything odd among the settings that are shown, and of each method's grid."""
     found = [(setting.name, s) for method in methods for setting in method.shown for s in _of_setting(setting)]
-    return found + [(method.name, sentence) for method in methods for sentence in _of_grid(method)]
+    return found + [(method.name, sentence) for method in methods for sentence in _of_grid(method, values)]
 
 
 def _of_setting(setting: Setting) -> Iterator[str]:
@@ -72,12 +72,11 @@ def _stuck(curves: dict[str, np.ndarray], rate: float | None) -> str | None:
     return f"stuck at log 2 (the loss ends at {last.mean():.4f}): {why}"
 
 
-def _of_grid(method: Method) -> Iterator[str]:
+def _of_grid(method: Method, values: Values) -> Iterator[str]:
     """KL that is paid for nothing: a setting further away whose gold reward is surely lower."""
     points = []
     for setting in method.settings:
-        values = setting_values(setting)
-        kl, gold, error = (values[key] for key in ("kl", "gold_reward", "gold_reward_stderr"))
+        kl, gold, error = (values[setting][key] for key in ("kl", "gold_reward", "gold_reward_stderr"))
         if kl and gold and error:
             points.append((kl.mean, gold.mean, error.mean, setting.name))
     points.sort(key=lambda point: point[0])

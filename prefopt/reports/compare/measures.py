@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from prefopt.reports.compare.runs import Run
-from prefopt.reports.compare.settings import Setting
-from prefopt.reports.compare.statistics import Estimate, area, brier, calibration_error, estimate
+from prefopt.reports.compare.settings import Method, Setting
+from prefopt.reports.compare.statistics import Estimate, area, brier, calibration_error, estimate, win_rate_at_equal_length
 
-Values = dict[str, float | None]
+Numbers = dict[str, float | None]
+Summary = dict[str, Estimate | None]
+Values = dict[Setting, Summary]  # of all settings
 TAIL = 0.1  # of the steps: what «at the end of training» is
 
 
@@ -40,6 +42,7 @@ MEASURES = (
     Measure("gold_reward", "gold reward", ".3f", "true reward of own samples, where it is known"),
     Measure("gold_reward_stderr", "± gold", ".3f", "its standard error over prompts", error=True),
     Measure("win_rate_vs_reference", "wins", ".3f", "answers of higher gold reward than the base's"),
+    Measure("win_rate_same_length", "wins, same length", ".3f", "the same, had the base's answers the same length"),
     Measure("length", "length", ".1f", "tokens of an answer"),
     Measure("distinct_2", "distinct-2", ".3f", "different bigrams over all bigrams of the answers"),
     Measure("repetition", "repetition", ".3f", "trigrams that an answer has said before"),
@@ -60,7 +63,7 @@ def is_log_odds(run: Run) -> bool:
     return run.summary.get("reward_is_log_odds") is not False
 
 
-def run_values(run: Run) -> Values:
+def run_values(run: Run) -> Numbers:
     """Every measure of one run; None where it does not apply."""
     memory = run.summary.get("peak_memory_bytes")
     return {
@@ -68,15 +71,16 @@ def run_values(run: Run) -> Values:
         **{key: value for key, value in row_values(run).items() if key in ("auc", "ece", "brier")},
         **{key: run.measured("samples", key) for key in SAMPLED},
         "gap": _gap(run),
+        "win_rate_same_length": _wins_at_equal_length(run),
         "tokens_per_second": run.summary.get("tokens_per_second"),
         "peak_memory": None if memory is None else memory / 2**20,
         "train_seconds": run.summary.get("train_seconds"),
     }
 
 
-def row_values(run: Run, part: str | None = None) -> Values:
+def row_values(run: Run, part: str | None = None) -> Numbers:
     """What the held-out rows themselves say, every row with the same weight. part: of one slice only."""
-    found: Values = dict.fromkeys(IN_SLICES)
+    found: Numbers = dict.fromkeys(IN_SLICES)
     if run.rows is None:
         return found
     here = np.ones(len(run.rows["row"]), dtype=bool) if part is None else run.rows["slice"] == part
@@ -102,23 +106,34 @@ def slices(runs: Sequence[Run]) -> list[str]:
     return sorted(named)
 
 
-def summarised(values: Sequence[Values]) -> dict[str, Estimate | None]:
+def summarised(values: Sequence[Numbers]) -> Summary:
     """Over seeds, by measure; None where a run lacks it."""
-    found: dict[str, Estimate | None] = {}
+    found: Summary = {}
     for key in values[0]:
         known = [entry[key] for entry in values if entry[key] is not None]
         found[key] = _together(key, known) if len(known) == len(values) else None  # type: ignore[arg-type]
     return found
 
 
-def setting_values(setting: Setting) -> dict[str, Estimate | None]:
-    return summarised([run_values(run) for run in setting.runs])
+def all_values(methods: Sequence[Method]) -> Values:
+    settings = [setting for method in methods for setting in method.settings]
+    return {setting: summarised([run_values(run) for run in setting.runs]) for setting in settings}
 
 
 def _together(key: str, known: list[float]) -> Estimate:
     if BY_KEY[key].error:
         return Estimate(float(np.sqrt(np.square(known).sum()) / len(known)), None, None, len(known))
     return estimate(known)
+
+
+def _wins_at_equal_length(run: Run) -> float | None:
+    """By characters, as the texts are what a run keeps."""
+    if not run.samples or any(not row.get("gold") or not row.get("base_gold") for row in run.samples):
+        return None
+    own, base = ([worth for row in run.samples for worth in row[key]] for key in ("gold", "base_gold"))
+    long, short = ([len(text) for row in run.samples for text in row[key]] for key in ("sampled", "base_sampled"))
+    won = np.heaviside(np.subtract(own, base), 0.5)
+    return win_rate_at_equal_length(won, np.subtract(long, short).astype(float))
 
 
 def _gap(run: Run) -> float | None:

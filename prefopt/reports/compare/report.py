@@ -9,7 +9,7 @@ from typing import Any
 from prefopt.reports.compare.differences import ALPHA, Difference, differences, win_rates
 from prefopt.reports.compare.figures import Figure, figures
 from prefopt.reports.compare.health import flags
-from prefopt.reports.compare.measures import IN_SLICES, MEASURES, Measure, row_values, setting_values, slices, summarised
+from prefopt.reports.compare.measures import IN_SLICES, MEASURES, Measure, Summary, all_values, row_values, slices, summarised
 from prefopt.reports.compare.runs import Found, Run
 from prefopt.reports.compare.same import check_comparable
 from prefopt.reports.compare.samples import SideBySide, side_by_side
@@ -23,7 +23,7 @@ class Line:
 
     setting: Setting
     choice: str
-    values: dict[str, Estimate | None]
+    values: Summary
     part: str = ""
 
 
@@ -50,18 +50,18 @@ def build(found: Found, defaults: Mapping[str, dict[str, Any]]) -> Report:
     """RequestError where the runs may not stand in one table. defaults: see `settings.loss_defaults`."""
     check_comparable(found.runs)
     methods = group(found.runs, defaults)
-    compared = differences(methods)
-    lines = [Line(s, m.choice(s), setting_values(s)) for m in methods for s in m.settings]
+    compared, values = differences(methods), all_values(methods)
+    lines = [Line(s, m.choice(s), values[s]) for m in methods for s in m.settings]
     return Report(
         methods=methods,
         lines=lines,
         slices=list(_slices(methods, found.runs)),
         differences=compared,
         wins=win_rates(methods),
-        flags=flags(methods),
+        flags=flags(methods, values),
         notes=list(_notes(found.runs, methods, compared)),
         left_out=found.left_out,
-        figures=figures(methods),
+        figures=figures(methods, values),
         samples=side_by_side(methods),
     )
 
@@ -113,6 +113,11 @@ def _notes(runs: Sequence[Run], methods: Sequence[Method], compared: Sequence[Di
 
 
 def _on_choice(methods: Sequence[Method]) -> Iterator[str]:
+    missing = [method.name for method in methods if method.default is None]
+    if missing:
+        yield f"No run of the default setting: {', '.join(missing)}."
+    if all(len(method.settings) == 1 for method in methods):
+        return
     for measure in dict.fromkeys(method.chosen_by for method in methods):
         names = ", ".join(method.name for method in methods if method.chosen_by == measure)
         yield f"Best of its grid: the highest mean {NAMES[measure]} on val ({names}); everything else is of test."
@@ -122,9 +127,6 @@ def _on_choice(methods: Sequence[Method]) -> Iterator[str]:
         yield f"Unequal trials ({counted} settings): the best of more settings is favoured by chance."
     elif len(methods) > 1:
         yield f"Equal trials: {next(iter(trials.values()))} per method."
-    missing = [method.name for method in methods if method.default is None]
-    if missing:
-        yield f"No run of the default setting: {', '.join(missing)}."
 
 
 def _on_seeds(methods: Sequence[Method]) -> Iterator[str]:

@@ -60,7 +60,8 @@ class Method:
 def group(runs: Sequence[Run], defaults: Mapping[str, dict[str, Any]]) -> list[Method]:
     """Methods by name. defaults: the options of every known loss, by its `_target_`."""
     configs = [_flat({**run.config, "loss": None}) for run in runs]
-    usual = {key: Counter(map(_text, (c.get(key) for c in configs))).most_common(1)[0][0] for c in configs for key in c}
+    keys = dict.fromkeys(key for config in configs for key in config)
+    usual = {key: Counter(_text(config.get(key)) for config in configs).most_common(1)[0][0] for key in keys}
     found: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         settings = found.setdefault(run.method, {})

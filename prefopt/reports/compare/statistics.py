@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 from scipy.special import expit
 
 LEVEL = 0.95
@@ -58,6 +58,27 @@ def calibration_error(log_odds: np.ndarray) -> float:
     bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, right - confidence, minlength=BINS)
     return float(np.abs(gaps).sum() / len(log_odds))
+
+
+def win_rate_at_equal_length(won: np.ndarray, longer: np.ndarray) -> float:
+    """What a logistic regression of winning on tanh(length difference in its standard deviations) predicts at none;
+    Dubois et al. 2024, https://arxiv.org/abs/2404.04475, Eq. 1, for one model.
+
+    won: [n] 1, 0, or ½ at a tie. longer: [n] by how much the answer is longer.
+    """
+    spread = longer.std()
+    if not spread:
+        return float(won.mean())
+    x = np.tanh(longer / spread)
+    penalty = 1e-3  # keeps the slope finite where length decides every win
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        odds = weights[0] + weights[1] * x
+        error = expit(odds) - won
+        slope = np.array([error.mean(), (error * x).mean()]) + penalty * weights
+        return float((np.logaddexp(0, odds) - won * odds).mean() + penalty * (weights @ weights) / 2), slope
+
+    return float(expit(optimize.minimize(loss, np.zeros(2), jac=True).x[0]))
 
 
 def resampled_means(values: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
