@@ -113,7 +113,7 @@ def unit_values(setting: Setting, measure: str) -> np.ndarray | None:
 def gold(setting: Setting) -> list[list[list[float]]] | None:
     """The gold rewards of the sampled answers by seed and prompt; None where they are not known."""
     found = [[row.get("gold") for row in run.samples] for run in setting.runs]
-    return found if all(run and all(run) for run in found) else None  # type: ignore[return-value]
+    return found if all(run and all(run) for run in found) else None
 
 
 def _difference(

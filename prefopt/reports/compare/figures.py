@@ -77,7 +77,17 @@ def _frontier(methods: Sequence[Method], values: Values, worth: str) -> Figure:
         front = [known[i] for i in pareto(*zip(*known, strict=True))]
         line = Series("Pareto front", [x for x, _ in front], [y for _, y in front], GREY, "dashed")
         figure.series.insert(0, line)
+    if figure.series:
+        figure.series.extend(_base(methods, worth))
     return figure
+
+
+def _base(methods: Sequence[Method], worth: str) -> Iterator[Series]:
+    """Where every policy started; seeds differ in the answers that were drawn."""
+    runs = [run for method in methods for setting in method.settings for run in setting.runs]
+    known = [value for run in runs if (value := run.measured("samples_reference", worth)) is not None]
+    if known:
+        yield Series("base", [0.0], [float(np.mean(known))], GREY, "ends", ["base"])
 
 
 def _scatter(
@@ -89,15 +99,20 @@ def _scatter(
         shown = [s for s in method.shown if all(values[s][axis] for axis in axes)]
         others = [s for s in method.settings if s not in method.shown and all(values[s][axis] for axis in axes)]
         if shown:
-            errors = [[_error(values[s], axis) for s in shown] for axis in axes]
-            places = [[values[s][axis].mean for s in shown] for axis in axes]
+            x_error, y_error = ([_error(values[s], axis) for s in shown] for axis in axes)
+            x, y = _places(shown, values, axes)
             texts = [f"{s.name}, {method.choice(s)}" for s in shown]
-            series.append(Series(method.name, *places, colour, "points", texts, *errors))
+            series.append(Series(method.name, x, y, colour, "points", texts, x_error, y_error))
         if others:
-            places = [[values[s][axis].mean for s in others] for axis in axes]
-            series.append(Series(method.name, *places, colour, "faint", [s.name for s in others], in_legend=not shown))
-    x, y = (f"{BY_KEY[axis].label}{UNITS.get(axis, '')}" for axis in axes)
-    return Figure(name, title, x, y, caption, series)
+            x, y = _places(others, values, axes)
+            series.append(Series(method.name, x, y, colour, "faint", [s.name for s in others], in_legend=not shown))
+    labels = [f"{BY_KEY[axis].label}{UNITS.get(axis, '')}" for axis in axes]
+    return Figure(name, title, labels[0], labels[1], caption, series)
+
+
+def _places(settings: Sequence[Setting], values: Values, axes: tuple[str, str]) -> tuple[list[float], list[float]]:
+    x, y = ([values[setting][axis].mean for setting in settings] for axis in axes)
+    return x, y
 
 
 UNITS = {"kl": ", nats per answer", "length": ", tokens", "train_seconds": " of training"}
@@ -177,7 +192,7 @@ def _binned(curves: Columns, column: str, scale) -> tuple[np.ndarray, np.ndarray
 
 def _rounded(values: np.ndarray) -> list[float]:
     """Five digits are more than a screen shows, and weigh less. None is a gap."""
-    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values]  # type: ignore[misc]
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values]
 
 
 def _coloured(methods: Sequence[Method]) -> Iterator[tuple[str, Method]]:

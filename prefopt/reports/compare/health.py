@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def _of_grid(method: Method, values: Values) -> Iterator[str]:
         if kl and gold and error:
             points.append((kl.mean, gold.mean, error.mean, setting.name))
     points.sort(key=lambda point: point[0])
-    for near, far in zip(points, points[1:], strict=False):
+    for near, far in pairwise(points):
         if far[1] + 2 * far[2] < near[1] - 2 * near[2]:
             yield (
                 f"KL rises and reward falls: {far[3]} has {far[1]:.2f} at {far[0]:.2f} nats, "

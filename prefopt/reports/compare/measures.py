@@ -9,7 +9,14 @@ import numpy as np
 
 from prefopt.reports.compare.runs import Run
 from prefopt.reports.compare.settings import Method, Setting
-from prefopt.reports.compare.statistics import Estimate, area, brier, calibration_error, estimate, win_rate_at_equal_length
+from prefopt.reports.compare.statistics import (
+    Estimate,
+    area,
+    brier,
+    calibration_error,
+    estimate,
+    win_rate_at_equal_length,
+)
 
 Numbers = dict[str, float | None]
 Summary = dict[str, Estimate | None]
@@ -32,7 +39,7 @@ MEASURES = (
     Measure("accuracy", "accuracy, own reward", ".3f", "test pairs that the method's own reward orders rightly"),
     Measure("accuracy_logratio", "accuracy, log-ratio", ".3f", "the same by log π − log π of the base"),
     Measure("accuracy_logp", "accuracy, log-prob", ".3f", "the same by log π"),
-    Measure("gap", "train − test", "+.3f", "accuracy by own reward over the last tenth of training, less that on test"),
+    Measure("gap", "train − test", "+.3f", "accuracy by own reward in the last tenth of training, less that on test"),
     Measure("auc", "AUC", ".3f", "how often any chosen completion's reward lies above any rejected one's"),
     Measure("margin", "margin", ".3f", "mean reward of chosen less rejected, in the method's own units"),
     Measure("ece", "ECE", ".3f", "expected calibration error of σ(reward difference), ten bins"),
@@ -111,7 +118,7 @@ def summarised(values: Sequence[Numbers]) -> Summary:
     found: Summary = {}
     for key in values[0]:
         known = [entry[key] for entry in values if entry[key] is not None]
-        found[key] = _together(key, known) if len(known) == len(values) else None  # type: ignore[arg-type]
+        found[key] = _together(key, known) if len(known) == len(values) else None
     return found
 
 

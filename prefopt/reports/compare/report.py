@@ -9,7 +9,16 @@ from typing import Any
 from prefopt.reports.compare.differences import ALPHA, Difference, differences, win_rates
 from prefopt.reports.compare.figures import Figure, figures
 from prefopt.reports.compare.health import flags
-from prefopt.reports.compare.measures import IN_SLICES, MEASURES, Measure, Summary, all_values, row_values, slices, summarised
+from prefopt.reports.compare.measures import (
+    IN_SLICES,
+    MEASURES,
+    Measure,
+    Summary,
+    all_values,
+    row_values,
+    slices,
+    summarised,
+)
 from prefopt.reports.compare.runs import Found, Run
 from prefopt.reports.compare.same import check_comparable
 from prefopt.reports.compare.samples import SideBySide, side_by_side
@@ -97,10 +106,9 @@ def cell(measure: Measure, value: Estimate | None) -> tuple[str, str]:
 
 def _notes(runs: Sequence[Run], methods: Sequence[Method], compared: Sequence[Difference]) -> Iterator[str]:
     summary, total = runs[0].summary, sum(len(method.settings) for method in methods)
-    yield (
-        f"{len(runs)} runs of {len(methods)} methods in {total} settings, all on the same data ({_short(summary, 'data_hash')}), "
-        f"base ({_short(summary, 'base_hash')}), order and number of steps ({summary.get('steps')})."
-    )
+    stands_on = f"the same data ({_short(summary, 'data_hash')}), base ({_short(summary, 'base_hash')}) and order"
+    counted = f"{len(runs)} runs of {len(methods)} methods in {total} settings"
+    yield f"{counted}, all on {stands_on}, {summary.get('steps')} steps each."
     yield "A setting is a config without its seed. Means are over seeds, intervals 95 % by Student's t."
     yield from _on_choice(methods)
     yield from _on_seeds(methods)
@@ -142,12 +150,12 @@ def _on_seeds(methods: Sequence[Method]) -> Iterator[str]:
 def _on_rows(runs: Sequence[Run], methods: Sequence[Method]) -> Iterator[str]:
     chosen = any(len(method.settings) > 1 for method in methods)
     if runs[0].rows_file == "val.jsonl":
-        favour = ", on which the best settings were chosen: that favours the method with the larger grid" if chosen else ""
+        favour = ", where the best settings were chosen: that favours the larger grid" if chosen else ""
         yield f"AUC, ECE, Brier, slices and differences are of val.jsonl (not every run has test.jsonl){favour}."
     else:
         yield "AUC, ECE, Brier, slices and differences are of test.jsonl, every row with the same weight."
     if any(run.summary.get("reward_is_log_odds") is None for run in runs):
-        yield "Calibration: not every run says whether its reward is a log-odds; where it is not, ECE and Brier mean little."
+        yield "Calibration: not every run says whether its reward is a log-odds; else ECE and Brier mean little."
 
 
 def _short(summary: dict[str, Any], name: str) -> str:

@@ -9,6 +9,7 @@ from io import StringIO
 from prefopt.reports.compare.measures import MEASURES, Measure
 from prefopt.reports.compare.report import Line, Report, cell, columns, slice_columns
 
+ENDS = ("", "_low", "_high")
 FIRST = ("method", "setting", "choice", "slice", "seeds")
 
 
@@ -16,8 +17,7 @@ def results_csv(report: Report) -> str:
     """A line per setting, and per setting and slice. Intervals are empty where there is one seed."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    bounded = [m.key for m in MEASURES if not m.error]
-    names = [name for m in MEASURES for name in ([m.key, f"{m.key}_low", f"{m.key}_high"] if m.key in bounded else [m.key])]
+    names = [f"{m.key}{end}" for m in MEASURES for end in ENDS[: 1 if m.error else 3]]
     writer.writerow([*FIRST, *names])
     for line in (*report.lines, *report.slices):
         setting = line.setting
@@ -53,7 +53,7 @@ def _table(lines: Sequence[Line], measures: Sequence[Measure], part: bool = Fals
     head = [*(["slice"] if part else []), "method", "setting", "choice", "seeds", *(m.label for m in measures)]
     rows = [head, ["---"] * 4 + ["---"] * part + ["---:"] * len(measures)]
     for line in lines:
-        values = [" ".join(filter(None, (mean, between and f"({between})"))) for mean, between in _cells(line, measures)]
+        values = [f"{mean} ({span})" if span else mean for mean, span in _cells(line, measures)]
         setting = line.setting
         first = [setting.method, setting.label, line.choice, str(len(setting.runs))]
         rows.append([*([line.part] if part else []), *first, *values])
