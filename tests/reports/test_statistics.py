@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from prefopt.reports.compare.statistics import (
     Estimate,
@@ -14,10 +15,10 @@ from prefopt.reports.compare.statistics import (
     calibration_error,
     estimate,
     holm,
+    over_seeds,
     p_value,
     pareto,
     resampled_means,
-    resampled_over_seeds,
     win_rate_at_equal_length,
 )
 
@@ -75,9 +76,10 @@ def test_holm_by_hand():
 
 def test_p_values_count_draws_on_the_other_side():
     """Of 9 draws one is not above 0: 2 · (1 + 1) / 10."""
-    assert p_value(np.array([1.0, 2, 3, 4, 5, 6, 7, 8, -1])) == pytest.approx(0.4)
-    assert p_value(np.zeros(9)) == 1
-    assert p_value(np.ones(99)) == pytest.approx(0.02)
+    assert p_value(np.array([1.0, 2, 3, 4, 5, 6, 7, 8, -1]), 50) == pytest.approx(0.4)
+    assert p_value(np.zeros(9), 50) == 1
+    assert p_value(np.ones(99), 50) == pytest.approx(0.02)
+    assert p_value(np.ones(99), 3) == 0.25  # three coins fall alike in 2 of 8 throws
 
 
 def test_resampled_units_vary_as_a_mean_does():
@@ -97,13 +99,14 @@ def test_resampled_units_do_not_depend_on_memory(monkeypatch: pytest.MonkeyPatch
     assert draws.mean() == pytest.approx(1, abs=0.05)
 
 
-def test_resampled_seeds_vary_as_their_mean_does():
-    """Seeds 0, 1, 2: unbiased variance 1, of their mean 1/3; the plain bootstrap would give 2/9."""
-    means = np.repeat([[0.0], [1.0], [2.0]], 40_000, axis=1)
-    draws = resampled_over_seeds(means, np.random.default_rng(0))
-    assert draws.var() == pytest.approx(1 / 3, rel=0.03)
-    assert draws.mean() == pytest.approx(1, abs=0.01)
-    assert (resampled_over_seeds(means[:1], np.random.default_rng(0)) == 0).all()
+def test_what_seeds_add_is_what_a_t_test_says():
+    """Seeds 0, 1, 2: mean 1, standard error 1 / √3, t(0.975, 2 df) = 4.302653."""
+    means = np.repeat([[0.0], [1.0], [2.0]], 400_000, axis=1)
+    draws = over_seeds(means, np.random.default_rng(0))
+    high = 1 + 4.302653 / math.sqrt(3)
+    assert np.quantile(draws, [0.025, 0.975]) == pytest.approx([2 - high, high], rel=0.02)
+    assert p_value(draws, 1000) == pytest.approx(2 * stats.t.sf(math.sqrt(3), 2), rel=0.02)
+    assert (over_seeds(means[:1], np.random.default_rng(0)) == 0).all()
 
 
 def test_the_front_is_what_nobody_beats():

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from prefopt.reports.compare.settings import NAMES, Method, Setting
-from prefopt.reports.compare.statistics import holm, p_value, resampled_means, resampled_over_seeds
+from prefopt.reports.compare.statistics import holm, over_seeds, p_value, resampled_means
 
 ALPHA = 0.05
 MEASURED = {**NAMES, "gold_reward": "gold reward"}
@@ -55,6 +55,7 @@ class _Resampled:
 
     means: np.ndarray  # [seeds]
     draws: np.ndarray  # [seeds, draws]
+    units: int
 
 
 def differences(methods: Sequence[Method]) -> list[Difference]:
@@ -94,7 +95,7 @@ def _resample(settings: Sequence[Setting], measure: str) -> dict[Setting, _Resam
     draws = resampled_means(lines, np.random.default_rng(0))
     ends = np.cumsum([len(values) for values in units.values()])[:-1]
     parts = zip(units, np.split(lines.mean(1), ends), np.split(draws, ends), strict=True)
-    return {setting: _Resampled(means, drawn) for setting, means, drawn in parts}
+    return {setting: _Resampled(means, drawn, lines.shape[1]) for setting, means, drawn in parts}
 
 
 def unit_values(setting: Setting, measure: str) -> np.ndarray | None:
@@ -130,12 +131,12 @@ def _difference(
     if common:
         here, there = ([s.seeds.index(seed) for seed in common] for s in (first, second))
         mean = float((a.means[here] - b.means[there]).mean())
-        draws = resampled_over_seeds(a.draws[here] - b.draws[there], rng)
+        draws = over_seeds(a.draws[here] - b.draws[there], rng)
     else:
         mean = float(a.means.mean() - b.means.mean())
-        draws = resampled_over_seeds(a.draws, rng) - resampled_over_seeds(b.draws, rng)
+        draws = over_seeds(a.draws, rng) - over_seeds(b.draws, rng)
     low, high = np.quantile(draws, [0.025, 0.975])
-    p = p_value(draws)
+    p = p_value(draws, a.units)
     return Difference(first, second, roles, measure, mean, float(low), float(high), p, len(common))
 
 

@@ -15,7 +15,7 @@ from prefopt.reports.compare.statistics import pareto
 # Okabe & Ito's colours, told apart by every eye; without the yellow and the black that a page swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B6BB1", "#7F7F7F")
 GREY = "#888888"
-POINTS = 60  # of a curve
+POINTS = 40  # of a curve, of at least four steps each where there are enough
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def worth_key(values: Values) -> str:
 
 def _frontier(methods: Sequence[Method], values: Values, worth: str) -> Figure:
     caption = "Up and to the left is better. Bars: 95 % over seeds, or of one seed twice the Monte-Carlo error."
-    figure = _scatter("frontier", f"{BY_KEY[worth].label} against KL", methods, values, ("kl", worth), caption)
+    figure = _scatter(
+        "frontier", f"{BY_KEY[worth].label.capitalize()} against KL", methods, values, ("kl", worth), caption
+    )
     known = [(of["kl"].mean, of[worth].mean) for of in values.values() if of["kl"] and of[worth]]
     if len(known) > 1:
         front = [known[i] for i in pareto(*zip(*known, strict=True))]
@@ -185,7 +187,7 @@ def _binned(curves: Columns, column: str, scale) -> tuple[np.ndarray, np.ndarray
     values = scale(curves[column])
     if not len(values) or np.isnan(values).all():
         return np.empty(0), np.empty(0)
-    bins = min(POINTS, len(values))
+    bins = min(POINTS, max(10, len(values) // 4), len(values))
     parts = np.array_split(np.arange(len(values)), bins)
     return np.array([curves["step"][p].mean() for p in parts]), np.array([values[p].mean() for p in parts])
 

@@ -115,8 +115,9 @@ def _notes(runs: Sequence[Run], methods: Sequence[Method], compared: Sequence[Di
     yield from _on_rows(runs, methods)
     if compared:
         yield (
-            f"Differences: bootstrap of {DRAWS:,} draws over held-out rows (prompts for the gold reward) and seeds, "
-            f"paired by both; p-values corrected by Holm for all {len(compared)} comparisons, shown under {ALPHA:g}."
+            f"Differences: bootstrap of {DRAWS:,} draws over held-out rows (prompts for the gold reward), with what seeds "
+            f"add by Student's t, paired by both; p-values are corrected by Holm for {len(compared)} comparisons and "
+            f"shown under {ALPHA:g}."
         )
 
 
@@ -143,8 +144,6 @@ def _on_seeds(methods: Sequence[Method]) -> Iterator[str]:
         yield "One seed per setting: no interval over seeds; differences count rows only, and another seed may differ."
     elif len(counts) > 1:
         yield f"Unequal numbers of seeds per setting: {min(counts)} to {max(counts)}."
-    elif max(counts) < 5:
-        yield f"{max(counts)} seeds per setting: what seeds add to an interval is itself uncertain."
 
 
 def _on_rows(runs: Sequence[Run], methods: Sequence[Method]) -> Iterator[str]:

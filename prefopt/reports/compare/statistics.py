@@ -93,24 +93,25 @@ def resampled_means(values: np.ndarray, rng: np.random.Generator, draws: int = D
     return np.concatenate(found, axis=1)
 
 
-def resampled_over_seeds(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[seeds, draws] to [draws]: the mean over seeds that are drawn with replacement as well.
+def over_seeds(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[seeds, draws] to [draws]: the mean over seeds, and how it would vary with other seeds.
 
-    What the draw of seeds adds is widened by √(S/(S-1)): S values resampled vary by (S-1)/S too little. One seed
-    adds nothing, and tells nothing about seeds.
+    That is drawn from Student's t with S - 1 degrees of freedom: a few seeds resampled have too few outcomes, and would
+    show differences that no t-test shows. One seed adds nothing, and tells nothing about seeds.
     """
     seeds, draws = means.shape
     centre = means.mean(0)
     if seeds == 1:
         return centre
-    drawn = means[rng.integers(seeds, size=(seeds, draws)), np.arange(draws)].mean(0)
-    return centre + np.sqrt(seeds / (seeds - 1)) * (drawn - centre)
+    return centre + means.std(0, ddof=1) / np.sqrt(seeds) * rng.standard_t(seeds - 1, size=draws)
 
 
-def p_value(draws: np.ndarray) -> float:
-    """Two-sided, of a difference of 0, from a bootstrap's draws; never 0, as no number of draws can show that."""
+def p_value(draws: np.ndarray, units: int) -> float:
+    """Two-sided, of a difference of 0, from a bootstrap's draws; no less than can be told from that many draws, nor by
+    the signs of that many units, 2 · 2^-units."""
     n = len(draws)
-    return min(1.0, 2 * (1 + min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))) / (n + 1))
+    beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
+    return min(1.0, max(2 * (1 + beyond) / (n + 1), 2.0 ** (1 - units)))
 
 
 def holm(p: Sequence[float]) -> list[float]:
