@@ -15,8 +15,8 @@ from prefopt.reports.compare.statistics import (
     calibration_error,
     estimate,
     holm,
+    judged,
     over_seeds,
-    p_value,
     pareto,
     resampled_means,
     win_rate_at_equal_length,
@@ -74,14 +74,6 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_p_values_count_draws_on_the_other_side():
-    """Of 9 draws one is not above 0: 2 · (1 + 1) / 10."""
-    assert p_value(np.array([1.0, 2, 3, 4, 5, 6, 7, 8, -1]), 50) == pytest.approx(0.4)
-    assert p_value(np.zeros(9), 50) == 1
-    assert p_value(np.ones(99), 50) == pytest.approx(0.02)
-    assert p_value(np.ones(99), 3) == 0.25  # three coins fall alike in 2 of 8 throws
-
-
 def test_resampled_units_vary_as_a_mean_does():
     """The standard deviation of a mean of n values is their sd (over n) / √n; lines see the same draws."""
     values = np.random.default_rng(3).normal(size=400)
@@ -99,14 +91,34 @@ def test_resampled_units_do_not_depend_on_memory(monkeypatch: pytest.MonkeyPatch
     assert draws.mean() == pytest.approx(1, abs=0.05)
 
 
-def test_what_seeds_add_is_what_a_t_test_says():
-    """Seeds 0, 1, 2: mean 1, standard error 1 / √3, t(0.975, 2 df) = 4.302653."""
-    means = np.repeat([[0.0], [1.0], [2.0]], 400_000, axis=1)
+def test_resampled_seeds_vary_as_their_mean_does():
+    """Seeds 0, 1, 2: unbiased variance 1, of their mean 1/3; the plain bootstrap would give 2/9."""
+    means = np.repeat([[0.0], [1.0], [2.0]], 40_000, axis=1)
     draws = over_seeds(means, np.random.default_rng(0))
-    high = 1 + 4.302653 / math.sqrt(3)
-    assert np.quantile(draws, [0.025, 0.975]) == pytest.approx([2 - high, high], rel=0.02)
-    assert p_value(draws, 1000) == pytest.approx(2 * stats.t.sf(math.sqrt(3), 2), rel=0.02)
+    assert draws.var() == pytest.approx(1 / 3, rel=0.03)
+    assert draws.mean() == pytest.approx(1, abs=0.01)
     assert (over_seeds(means[:1], np.random.default_rng(0)) == 0).all()
+
+
+def test_with_seeds_alone_the_verdict_is_that_of_a_t_test():
+    """Seeds 0, 1, 2: mean 1, standard error 1 / √3, t(0.975, 2 df) = 4.302653."""
+    seeds, error = np.array([0.0, 1.0, 2.0]), math.sqrt(1 / 3)
+    low, high, p = judged(1.0, np.array([1 - error, 1 + error]), [seeds], 1000)
+    assert (low, high) == pytest.approx((1 - 4.302653 * error, 1 + 4.302653 * error), abs=1e-6)
+    assert p == pytest.approx(stats.ttest_1samp(seeds, 0).pvalue)
+
+
+def test_rows_and_seeds_share_their_degrees_of_freedom():
+    """Variances 1/3 (2 df) of seeds and 2/3 (4 df) of five rows: 1 / ((1/3)²/2 + (2/3)²/4) = 6 df."""
+    low, high, p = judged(2.0, np.array([1.0, 3.0]), [np.array([0.0, 1.0, 2.0])], 5)
+    assert (low, high) == pytest.approx((2 - 2.446912, 2 + 2.446912), abs=1e-6)  # t(0.975, 6 df)
+    assert p == pytest.approx(2 * stats.t.sf(2, 6))
+
+
+def test_one_seed_leaves_the_rows_and_few_rows_tell_little():
+    assert judged(2.0, np.array([1.0, 3.0]), [np.array([2.0])], 5)[2] == pytest.approx(2 * stats.t.sf(2, 4))
+    assert judged(1.0, np.ones(9), [np.array([1.0])], 3) == (1, 1, 0.25)  # three coins fall alike in 2 of 8 throws
+    assert judged(0.0, np.zeros(9), [np.array([0.0])], 3) == (0, 0, 1)
 
 
 def test_the_front_is_what_nobody_beats():

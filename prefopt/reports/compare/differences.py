@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from prefopt.reports.compare.settings import NAMES, Method, Setting
-from prefopt.reports.compare.statistics import holm, over_seeds, p_value, resampled_means
+from prefopt.reports.compare.statistics import holm, judged, over_seeds, resampled_means
 
 ALPHA = 0.05
 MEASURED = {**NAMES, "gold_reward": "gold reward"}
@@ -17,7 +17,7 @@ MEASURED = {**NAMES, "gold_reward": "gold reward"}
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """first less second. low, high: 95 % of the bootstrap's draws, uncorrected. corrected: Holm's p over the page."""
+    """first less second. low, high: 95 %, uncorrected. corrected: Holm's p over the page."""
 
     first: Setting
     second: Setting
@@ -130,14 +130,15 @@ def _difference(
     common = [seed for seed in first.seeds if seed in second.seeds]
     if common:
         here, there = ([s.seeds.index(seed) for seed in common] for s in (first, second))
-        mean = float((a.means[here] - b.means[there]).mean())
+        groups = [a.means[here] - b.means[there]]
+        mean = float(groups[0].mean())
         draws = over_seeds(a.draws[here] - b.draws[there], rng)
     else:
+        groups = [a.means, b.means]
         mean = float(a.means.mean() - b.means.mean())
         draws = over_seeds(a.draws, rng) - over_seeds(b.draws, rng)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    p = p_value(draws, a.units)
-    return Difference(first, second, roles, measure, mean, float(low), float(high), p, len(common))
+    low, high, p = judged(mean, draws, groups, a.units)
+    return Difference(first, second, roles, measure, mean, low, high, p, len(common))
 
 
 def win_rates(methods: Sequence[Method]) -> list[list[float | None]]:

@@ -41,7 +41,7 @@ def save_png(figure: Figure, path: Path) -> None:
     from matplotlib.figure import Figure as Canvas  # without pyplot there is no window system and no global state
 
     canvas = Canvas(figsize=(7, 4.5), dpi=130)
-    axes = canvas.subplots(gridspec_kw={"left": 0.1, "right": 0.72, "top": 0.92, "bottom": 0.12})  # a legend beside it
+    axes = canvas.subplots(gridspec_kw={"left": 0.12, "right": 0.72, "top": 0.92, "bottom": 0.12})  # a legend beside it
     for series in figure.series:
         _draw(axes, series)
     axes.set(title=_plain(figure.title), xlabel=_plain(figure.x), ylabel=_plain(figure.y))

@@ -115,9 +115,9 @@ def _notes(runs: Sequence[Run], methods: Sequence[Method], compared: Sequence[Di
     yield from _on_rows(runs, methods)
     if compared:
         yield (
-            f"Differences: bootstrap of {DRAWS:,} draws over held-out rows (prompts for the gold reward), with what seeds "
-            f"add by Student's t, paired by both; p-values are corrected by Holm for {len(compared)} comparisons and "
-            f"shown under {ALPHA:g}."
+            f"Differences: standard errors by a bootstrap of {DRAWS:,} draws of held-out rows (prompts for the gold "
+            "reward) and seeds, paired by both, read by Student's t; p-values corrected by Holm for "
+            f"{len(compared)} comparisons and shown under {ALPHA:g}."
         )
 
 

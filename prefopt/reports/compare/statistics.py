@@ -94,24 +94,36 @@ def resampled_means(values: np.ndarray, rng: np.random.Generator, draws: int = D
 
 
 def over_seeds(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[seeds, draws] to [draws]: the mean over seeds, and how it would vary with other seeds.
+    """[seeds, draws] to [draws]: the mean over seeds that are drawn with replacement as well.
 
-    That is drawn from Student's t with S - 1 degrees of freedom: a few seeds resampled have too few outcomes, and would
-    show differences that no t-test shows. One seed adds nothing, and tells nothing about seeds.
+    What the draw of seeds adds is widened by √(S/(S-1)): S values resampled vary by (S-1)/S too little. One seed adds
+    nothing, and tells nothing about seeds.
     """
     seeds, draws = means.shape
     centre = means.mean(0)
     if seeds == 1:
         return centre
-    return centre + means.std(0, ddof=1) / np.sqrt(seeds) * rng.standard_t(seeds - 1, size=draws)
+    drawn = means[rng.integers(seeds, size=(seeds, draws)), np.arange(draws)].mean(0)
+    return centre + np.sqrt(seeds / (seeds - 1)) * (drawn - centre)
 
 
-def p_value(draws: np.ndarray, units: int) -> float:
-    """Two-sided, of a difference of 0, from a bootstrap's draws; no less than can be told from that many draws, nor by
-    the signs of that many units, 2 · 2^-units."""
-    n = len(draws)
-    beyond = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-    return min(1.0, max(2 * (1 + beyond) / (n + 1), 2.0 ** (1 - units)))
+def judged(mean: float, draws: np.ndarray, by_seed: Sequence[np.ndarray], units: int) -> tuple[float, float, float]:
+    """(low, high, p): the 95 % interval of a mean by its bootstrap's standard error, and the two-sided p-value of 0.
+
+    by_seed: the means of independent groups of seeds. A few seeds know their own spread badly, so the error is read by
+    Student's t, with the degrees of freedom that Welch and Satterthwaite give a sum of variances: that of each group's
+    mean, S - 1, and what is left for the units. p is no less than the signs of so many units can tell, 2 · 2^-units.
+    """
+    parts = [(float(means.var(ddof=1)) / len(means), len(means) - 1) for means in by_seed if len(means) > 1]
+    known = sum(part for part, _ in parts)
+    variance = max(float(draws.var()), known)
+    uncertain = sum(part**2 / freedom for part, freedom in [*parts, (variance - known, units - 1)] if freedom)
+    least = 2.0 ** (1 - units)
+    if not uncertain:
+        return mean, mean, least if mean else 1.0
+    error, freedom = np.sqrt(variance), variance**2 / uncertain
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    return mean - half, mean + half, max(2 * float(stats.t.sf(abs(mean) / error, freedom)), least)
 
 
 def holm(p: Sequence[float]) -> list[float]:
