@@ -130,7 +130,7 @@ def test_default_and_best_of_a_grid(tmp_path: Path):
     write_run(tmp_path / "ipo", loss="ipo", beta=0.3)
     found = report(tmp_path)
     dpo, ipo = found.methods
-    assert [setting.label for setting in dpo.settings] == ["beta=0.1", "beta=0.5", "beta=2.0"]
+    assert [setting.label for setting in dpo.settings] == ["beta=0.1", "beta=0.5", "beta=2"]
     assert (dpo.default.label, dpo.best.label, dpo.chosen_by) == ("beta=0.1", "beta=0.5", "accuracy_logratio")
     assert (ipo.default, ipo.best.label) == (None, "beta=0.3")
     assert [line.choice for line in found.shown] == ["default", "best of 3", "only setting"]
@@ -297,7 +297,7 @@ def test_kl_paid_for_nothing_is_said(tmp_path: Path):
         samples = {"kl": beta, "kl_stderr": 0.1, "gold_reward": worth, "gold_reward_stderr": 0.01}
         write_run(tmp_path / str(beta), beta=beta, summary={"samples": samples})
     said = [sentence for _, sentence in report(tmp_path).flags]
-    expected = "KL rises and reward falls: dpo (beta=3.0) has 0.40 at 3.00 nats, dpo (beta=1.0) has 0.90 at 1.00"
+    expected = "KL rises and reward falls: dpo (beta=3) has 0.40 at 3.00 nats, dpo (beta=1) has 0.90 at 1.00"
     assert said == [expected]
 
 

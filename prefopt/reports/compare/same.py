@@ -13,6 +13,7 @@ from prefopt.reports.compare.runs import Columns, Run
 from prefopt.run import comparable_settings
 
 HASHES = ("data_hash", "base_hash", "tokens_hash")
+QUOTE = '"'
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
@@ -68,4 +69,4 @@ def _digest(content: Any) -> str:
 
 def _short(value: str) -> str:
     """Hashes by their beginning."""
-    return value if len(value) <= 40 else f"{value[:13]}…"
+    return value if len(value) <= 40 else f"{value.strip(QUOTE)[:12]}…"

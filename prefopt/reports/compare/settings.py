@@ -144,6 +144,8 @@ def _shown(key: str, value: Any) -> str:
         return "set"
     if key.endswith("_target_"):
         return str(value).rpartition(".")[2]
+    if isinstance(value, float):
+        return f"{value:.10g}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
