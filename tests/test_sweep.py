@@ -103,6 +103,7 @@ def test_a_wrong_job_is_refused_before_any_begins(overrides, said, model, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.long
 def test_a_killed_sweep_takes_its_jobs_along_and_goes_on(model, tmp_path):
     """kill -9 in the middle; the same command ends where an uninterrupted sweep does."""
     asked = ["loss=dpo,sft", "trainer.max_steps=40", "trainer.checkpoint_every=5"]
@@ -135,6 +136,7 @@ def alive(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_two_processes_a_job(model, tmp_path):
     """Each job has its own folder and its own two ranks, and nothing runs twice."""
     ddp = ["trainer.devices=2", "strategy=ddp"]

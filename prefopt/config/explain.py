@@ -63,6 +63,8 @@ def _one_run(config_name: str, overrides: list[str]) -> list[str]:
         found = points(overrides)
     except (HydraException, OmegaConfBaseException):
         return overrides
+    if len(found) == 1:
+        return overrides
     return next((point for point in found if not _composes(config_name, point)), overrides)
 
 

@@ -108,10 +108,6 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
 
     choices: the option taken from each config group; those of the running Hydra application unless given.
     """
-    with open_dict(cfg):  # of a command with -m; nothing of a run
-        cfg.pop("sweep_dir", None)
-        if cfg.pop("sweep", None) is not None:
-            raise RequestError("sweep= names many runs: start them with -m")
     settings = read_settings(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     check_targets(plain)
@@ -191,7 +187,11 @@ def _soften(objective: Objective, soft: str) -> None:
 
 
 def read_settings(cfg: DictConfig) -> Settings:
-    """The typed sections; every key is checked against the schema."""
+    """The typed sections; every key is checked against the schema. Takes out what only a command with -m reads."""
+    with open_dict(cfg):
+        cfg.pop("sweep_dir", None)
+        if cfg.pop("sweep", None) is not None:
+            raise RequestError("sweep= names many runs: start them with -m")
     for section, known in (("", (*SECTIONS, *BUILT)), ("strategy", ("name",))):
         node = cfg[section] if section else cfg
         for key in node:
