@@ -47,7 +47,6 @@ WRONG_REQUESTS = [
     ("model.name=gpt2", ["model.name must be left out with a tiny model; name one with model=hf"]),
     ("preset=ipo_original", ["preset=ipo_original is not for loss=dpo"]),
     ("trainer.devices=2", ["trainer.devices=2 needs strategy=ddp"]),
-    ("-m", ["sweeps (-m) are not built yet"]),
     ("trainer.max_step=3", ["trainer.max_step: no such key", "'max_steps'"]),
     ("trainer.max_steps=abc", ["trainer.max_steps", "abc"]),
     ("trainer.max_steps=0", ["trainer.max_steps must be at least 1"]),

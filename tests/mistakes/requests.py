@@ -37,7 +37,6 @@ OPTIONS = [
         "data.micro_batch_size must be at most data.batch_size, which is 4; got 8",
     ),
     mistake("data.soft=targett", "data.soft must be one of weight, target; got 'targett'; did you mean 'target'?"),
-    mistake("-m loss=dpo,ipo", "sweeps (-m) are not built yet"),
     mistake("loss=dpo,ipo", "loss=dpo,ipo: one value at a time"),
     mistake("loss.beta=[1", "loss.beta=[1: cannot be read: ", "accepted: key=value"),
     mistake("dpo", "dpo: cannot be read: ", "accepted: key=value"),
