@@ -32,6 +32,7 @@ MODELS = tuple(
 RENDERING = ("tests/data/test_render_templates.py", "tests/data/test_render.py")
 PUBLISHED = ("tests/data/test_published.py",)
 DATA = tuple(f"tests/data/test_{name}.py" for name in ("audit", "store", "views", "prepare", "shapes"))
+OPTIMUM = ("tests/metrics/test_optimum.py", "tests/metrics/test_shares.py")
 OWN = {  # beginnings of the files that are not mathematics
     "data/render": RENDERING,
     "data/template": RENDERING,
@@ -44,6 +45,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "scoring/": ("tests/scoring/test_forest.py", "tests/scoring/test_score.py"),
     "models/": MODELS,
     "callbacks/": MODELS,
+    "metrics/optimum": OPTIMUM,
     "module": MODELS,
 }
 
@@ -663,6 +665,64 @@ MUTANTS = [
         ("nobody waits", 'waiting for it")\n            lock.acquire()', 'waiting for it")'),
         ("what another wrote is not read", "self._read()\n            return", "return"),
         ("the second half of a key is not compared", "if self._second[at] == key[1]:", "if True:"),
+    ),
+    *of(
+        "metrics/optimum.py",
+        ("the mixture has no shares", "logps[sampled] + shares[:, None]", "logps[sampled]"),
+        ("samples all weigh as the reference's", "return logps[self.reference] - ", "return 0 * "),
+        ("the first policy is the reference", "return logps[self.reference] - ", "return logps[0] - "),
+        ("rewards times β", "np.max(pool.rewards)) / betas", "np.max(pool.rewards)) * betas"),
+        ("rewards are not centred", " - np.max(pool.rewards)) / betas", ") / betas"),
+        ("Z of the wrong sign", ".sum(1) - log_z", ".sum(1) + log_z"),
+        (
+            "the reward of the reference",
+            "reward, reference, column = p @ rewards",
+            "reward, reference, column = u @ rewards",
+        ),
+        ("the mean of all samples", "p @ rewards, u @ rewards", "p @ rewards, rewards.mean()"),
+        ("the reward's error is not about it", "p * (rewards - reward[:, None])", "p * rewards"),
+        ("Z has no error", "along / column - p + u", "along / column"),
+        ("the reference has no error in the KL", "along / column - p + u", "along / column - p"),
+        ("the reference has no error in the gain", " - u * (rewards - reference)", ""),
+        ("the gain's error at its β", "column * (p - u) - u", "along - u"),
+        ("errors without policies", "np.flatnonzero(pool.counts)]", "[pool.reference]]"),
+        ("policies pool their variance", "pool.source == k] for k in np.flatnonzero(pool.counts)", "k:] for k in [0]"),
+        ("errors of n", "own.var(axis=-1, ddof=1)", "own.var(axis=-1)"),
+        ("a sum's error is a mean's", "own.shape[-1] * own.var", "own.var"),
+        ("effective size without squares", "1 / np.square(weights).sum(-1)", "1 / weights.max(-1)"),
+        ("the reference may be thin", "np.minimum(_effective_size(p), _effective_size(u))", "_effective_size(p)"),
+        ("the best prompt's size", "return column.min(0)", "return column.max(0)"),
+        ("errors average", "np.sqrt(np.square(errors).sum(0)) / len(errors)", "errors.mean(0)"),
+        (
+            "dashed points give shares",
+            "if right == len(roots) or not (sound[right - 1] and sound[right])",
+            "if right == len(roots)",
+        ),
+        ("one end is reliable enough", "sound[right - 1] and sound[right]", "sound[right - 1]"),
+        ("the other end is reliable enough", "sound[right - 1] and sound[right]", "sound[right]"),
+        ("the curve goes on for ever", "right == len(roots) or not", "not"),
+        ("shares at any KL", "if not kl >= LEAST_KL:", "if not kl >= 0:"),
+        ("interpolated along the KL", "np.interp(math.sqrt(kl), roots,", "np.interp(kl, roots**2,"),
+        ("an effective 99 will do", "RELIABLE_SIZE = 100", "RELIABLE_SIZE = 99"),
+        (
+            "a bound of dashed points",
+            "sound = self.reliable\n        tangents",
+            "sound = self.reliable | True\n        tangents",
+        ),
+        (
+            "the largest reward is no bound",
+            "np.minimum(tangents.min(1, initial=math.inf), self.largest)",
+            "tangents.min(1)",
+        ),
+        ("tangents of slope 1 / β", "self.betas[sound] * (np", "1 / self.betas[sound] * (np"),
+        ("mass of a sum", "ratio / len(ratio), pool", "ratio, pool"),
+        ("β of half the KL", "_mean_kl(pools, middle) > kl", "_mean_kl(pools, middle) > kl / 2"),
+        ("the span ends as wished", "min(highest, reach)", "highest"),
+        ("best of all samples", "[pool.source == pool.reference])", ")"),
+        ("best of n with replacement", "np.maximum(i - n, 0) / (i - 1)", "((i - 1) / i) ** n"),
+        ("KL of best of n is log n", "np.log(n) - (n - 1) / n", "np.log(n)"),
+        ("jackknife of a mean", "(total - 1) * left_out.var()", "left_out.var() / total"),
+        ("places stay when one is left out", "weights * ordered[1:]", "weights * ordered[:-1]"),
     ),
 ]
 
