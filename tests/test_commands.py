@@ -251,18 +251,24 @@ def _interrupt(*arguments):
 
 
 def test_held_out_rows_say_what_the_summary_says(small, tmp_path):
-    """val.jsonl against summary.val, model/ against model_hash."""
+    """val.jsonl and test.jsonl against the summary, samples.jsonl too; model/ against model_hash."""
     assert train(compose_request([*small, "trainer.max_steps=3"])) == OK
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    rows = [json.loads(line) for line in (tmp_path / "run/val.jsonl").read_text().splitlines()]
-    chosen, rejected = rows[::2], rows[1::2]
-    assert all(row["chosen"] for row in chosen)
-    assert not any(row["chosen"] for row in rejected)
-    gaps = [c["reward"] - r["reward"] for c, r in zip(chosen, rejected, strict=True)]
-    accuracy = sum((gap > 0) + 0.5 * (gap == 0) for gap in gaps) / len(gaps)
-    assert summary["val"]["accuracy"] == pytest.approx(accuracy)
-    for row in rows:  # β 0.1
-        assert row["reward"] == pytest.approx(0.1 * (row["logp"] - row["ref_logp"]), abs=1e-5)
+    for split in ("val", "test"):
+        rows = [json.loads(line) for line in (tmp_path / f"run/{split}.jsonl").read_text().splitlines()]
+        chosen, rejected = rows[::2], rows[1::2]
+        assert all(row["chosen"] for row in chosen)
+        assert not any(row["chosen"] for row in rejected)
+        gaps = [c["reward"] - r["reward"] for c, r in zip(chosen, rejected, strict=True)]
+        accuracy = sum((gap > 0) + 0.5 * (gap == 0) for gap in gaps) / len(gaps)
+        assert summary[split]["accuracy"] == pytest.approx(accuracy)
+        for row in rows:  # β 0.1
+            assert row["reward"] == pytest.approx(0.1 * (row["logp"] - row["ref_logp"]), abs=1e-5)
+    answers = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    for key, section in (("gold", "samples"), ("base_gold", "samples_reference")):
+        worth = [value for row in answers for value in row[key]]
+        assert len(worth) == 24  # 6 prompts, 4 answers
+        assert summary[section]["gold_reward"] == pytest.approx(sum(worth) / 24)
     from transformers import AutoModelForCausalLM
 
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")

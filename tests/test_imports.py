@@ -21,7 +21,7 @@ LAYERS = [
     {"run"},
     {"callbacks", "reports", "config"},
     {"jobs"},
-    {"train", "inspect", "export", "sample", "cli"},
+    {"train", "inspect", "export", "sample", "compare", "cli"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 HYDRA = {"config"}

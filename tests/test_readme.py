@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prefopt import export, sample
+from prefopt import compare, export, sample
 from prefopt.config import compose_request
 from prefopt.errors import OK
 from prefopt.jobs.train import train
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 INSPECT = [line.split(maxsplit=3)[3] for line in COMMANDS if line.startswith("python -m prefopt.inspect")]
-AFTER = {"export": export, "sample": sample}  # commands on the runs of other commands
+AFTER = {"compare": compare, "export": export, "sample": sample}  # commands on the runs of other commands
 TRAIN = [line.split(maxsplit=3)[3] for line in COMMANDS if line.startswith("python -m prefopt.train")]
 
 
@@ -82,7 +82,7 @@ def test_commands_after_training(desk, cache_dir, monkeypatch):
     monkeypatch.chdir(desk)
     data = ["data=jsonl", "data.train=pairs.jsonl", "trainer.max_steps=2", f"cache_dir={cache_dir}"]
     sizes = [s for s in SMALL if not s.startswith("data.world")]
-    for loss, run in (("orpo", "runs/orpo"), ("bradley_terry", "runs/judge")):
+    for loss, run in (("dpo", "runs/dpo"), ("orpo", "runs/orpo"), ("bradley_terry", "runs/judge")):
         assert train(compose_request([*data, *sizes, f"loss={loss}", f"run_dir={run}"])) == OK
     monkeypatch.setattr(sys, "stdin", io.StringIO("How do I boil an egg?\n"))
     ran = 0
@@ -93,8 +93,8 @@ def test_commands_after_training(desk, cache_dir, monkeypatch):
             monkeypatch.setattr(sys, "argv", [f"prefopt.{name}", *shlex.split(line)[3:], *short])
             assert AFTER[name].main() == OK, line
             ran += 1
-    assert ran == 4
-    assert {"exported", "answers.jsonl", "best.jsonl"} <= {path.name for path in desk.iterdir()}
+    assert ran == 5
+    assert {"report", "exported", "answers.jsonl", "best.jsonl"} <= {path.name for path in desk.iterdir()}
 
 
 def _save_tokenizer(desk: Path) -> None:

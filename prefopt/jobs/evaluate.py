@@ -113,18 +113,26 @@ def _log_ratios(
 
 
 def sample_rows(prompts: list[Encoded], policy: Sampled, base: Sampled) -> list[dict[str, Any]]:
-    """samples.jsonl: every fixed prompt with the answers of the policy and of the base."""
+    """samples.jsonl: every fixed prompt with the answers of the policy and of the base; gold: of the sampled ones."""
     k = policy.answers.per_prompt
     return [
         {
             "prompt": encoded.example.prompt,
             "greedy": policy.greedy[i],
             "sampled": policy.sampled[i * k : (i + 1) * k],
+            "gold": _rewards(policy, i),
             "base_greedy": base.greedy[i],
             "base_sampled": base.sampled[i * k : (i + 1) * k],
+            "base_gold": _rewards(base, i),
         }
         for i, encoded in enumerate(prompts)
     ]
+
+
+def _rewards(sampled: Sampled, i: int) -> list[float] | None:
+    """Of the sampled answers to prompt i; None where the true reward is not known."""
+    gold, k = sampled.answers.gold, sampled.answers.per_prompt
+    return None if gold is None else gold[i * k : (i + 1) * k].tolist()
 
 
 def held_out_rows(table: Table, examples: Sequence[Encoded]) -> list[dict[str, Any]]:

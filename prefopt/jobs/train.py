@@ -147,6 +147,7 @@ def _identify(run: RunFolder, request: Request, parts: Parts, module: Preference
     run.save(
         **found,
         loss=request.objective.name,
+        reward_is_log_odds=request.objective.reward_is_log_odds,
         comparable_hash=comparable_hash(run.config, found, parts.plan.steps),
         audit=dataset.audit,
         parameters=module.policy.size(),
@@ -171,6 +172,7 @@ def _finish(
     answers = _answers(request, parts, module, trainer) if "lm" in request.objective.needs.heads else None
     module.cpu()  # where an export will read what is saved here, and compare
     write_lines(run.path / "val.jsonl", held_out_rows(val.table, dataset.val))
+    write_lines(run.path / "test.jsonl", held_out_rows(test.table, dataset.test))
     if answers:
         write_lines(run.path / "samples.jsonl", sample_rows(*answers))
     _save_model(run.path / "model", parts, module)

@@ -93,6 +93,11 @@ class Objective:
         """[N] the implicit reward of each row, without gradient in mind."""
         raise NotImplementedError
 
+    @property
+    def reward_is_log_odds(self) -> bool:
+        """Whether σ of a difference of rewards is the probability of a preference, which can be calibrated."""
+        return False
+
     def statistics(self, scores: Scores) -> dict[str, tuple[Tensor, Tensor]]:
         """Detached (sum, count) by name, added up over the micro-batches and ranks of a step before any `terms`."""
         return {}

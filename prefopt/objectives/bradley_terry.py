@@ -48,3 +48,7 @@ class BradleyTerry(Objective):
 
     def reward(self, scores: Scores) -> Tensor:
         return scores.rewards
+
+    @property
+    def reward_is_log_odds(self) -> bool:
+        return True

@@ -61,6 +61,10 @@ class DPO(Objective):
     def reward(self, scores: Scores) -> Tensor:
         return self.beta * self._ratio(scores)
 
+    @property
+    def reward_is_log_odds(self) -> bool:
+        return not self.label_smoothing  # which is aimed at other odds than the labels'
+
     def _loss(self, margin: Tensor) -> Tensor:
         return dpo_loss(margin, self.beta, self.label_smoothing, self.robust)
 

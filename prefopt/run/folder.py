@@ -32,8 +32,8 @@ KEYS = (
     *("schema", "status", "command", "loss", "seed", "config_hash", "comparable_hash", "data_hash", "tokens_hash"),
     *("base_hash", "model_hash", "row_order_hash", "resumed_at", "steps", "examples", "tokens", "train_seconds"),
     *("pairs_per_second", "tokens_per_second", "peak_memory_bytes", "parameters", "trainable", "val", "test"),
-    *("test_reference", "samples", "samples_reference", "world", "audit", "versions", "device", "precision"),
-    *("git", "error"),
+    *("test_reference", "samples", "samples_reference", "reward_is_log_odds", "world", "audit", "versions"),
+    *("device", "precision", "git", "error"),
 )
 
 
@@ -191,10 +191,15 @@ def config_hash(config: Any) -> str:
 def comparable_hash(config: dict[str, Any], stands_on: dict[str, str], steps: int) -> str:
     """Of what must be equal for two runs to stand in one table: data, base, order, budget, evaluation. Not the seed:
     seeds are what a comparison averages over. stands_on: the hashes of the rows, of their ids and of the base."""
-    data = config["data"]
-    order = {key: data[key] for key in ("batch_size", "batch_tokens", "max_length")}
-    shown = {key: value for key, value in config["evaluation"].items() if key != "batch_size"}
+    order, shown = comparable_settings(config)
     return config_hash([stands_on, order, steps, shown])
+
+
+def comparable_settings(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of data and of evaluation that must be equal for that."""
+    data, evaluation = config.get("data", {}), config.get("evaluation", {})
+    order = {key: data.get(key) for key in ("batch_size", "batch_tokens", "max_length")}
+    return order, {key: value for key, value in evaluation.items() if key != "batch_size"}
 
 
 def versions() -> dict[str, str | None]:

@@ -15,6 +15,8 @@ from tests.objectives.hand import NLL, PADDED, VARIANTS, Row, everything, gradie
 
 LOG2 = log(2)
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
+PAIRS = [name for name in names() if get(name).needs.data == "pairs"]
+ODDS = [(name, {}, name in ("dpo", "bradley_terry")) for name in PAIRS] + [("dpo", {"label_smoothing": 0.1}, False)]
 
 
 def close(a: Tensor, b: Tensor | float) -> None:
@@ -42,6 +44,19 @@ def alike(scores: Scores) -> Scores:
     chosen, _ = scores.halves()
     parts = {name: torch.cat((value, value)) for name, value in vars(chosen).items() if isinstance(value, Tensor)}
     return replace(scores, **parts)
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), ODDS)
+def test_rewards_that_are_log_odds_say_so(name, options, expected):
+    """The loss is -log σ of the reward difference on every batch, which only a log-odds can be fitted by."""
+    objective, scores = create(name, **options), everything(get(name).needs.data)
+    scores.columns.pop("target", None)
+    scores.columns.pop("margin", None)
+    first, second = objective.reward(scores).chunk(2)
+    odds = -torch.nn.functional.logsigmoid(first - second)
+    weight = scores.weight[: len(odds)]
+    fits = torch.isclose(objective.loss(scores), (weight * odds).sum() / weight.sum())
+    assert objective.reward_is_log_odds == expected == bool(fits)
 
 
 # ------------------------------------------------------------------------------------------- policy = reference

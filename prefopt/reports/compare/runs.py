@@ -1,0 +1,178 @@
+"""Run folders, read: which there are, which have ended, and what their files hold. No torch, no model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
+from pyarrow import json as arrow_json
+
+from prefopt.errors import RequestError, first_line, nearest
+from prefopt.files import read_json
+
+NUMBERS = ("reward", "logp", "ref_logp")
+ROWS = pa.schema(
+    [("row", pa.string()), ("chosen", pa.bool_()), ("slice", pa.string()), *((n, pa.float64()) for n in NUMBERS)]
+)
+CURVES = ("step", "loss", "accuracy", "chosen_logp_delta", "rejected_logp_delta", "grad_norm")
+ENDED = ("finished", "stopped")
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Held-out pairs, sorted by name: what the chosen completion has over the rejected one. All [P]."""
+
+    name: np.ndarray
+    slice: np.ndarray
+    reward: np.ndarray
+    logratio: np.ndarray
+    logp: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """path: the folder. rows_file: the held-out rows that are compared, val.jsonl or test.jsonl."""
+
+    path: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    rows_file: str = "val.jsonl"
+
+    @property
+    def method(self) -> str:
+        return str(self.summary.get("loss"))
+
+    @property
+    def seed(self) -> Any:
+        return self.summary.get("seed")
+
+    def measured(self, section: str, name: str) -> float | None:
+        return (self.summary.get(section) or {}).get(name)
+
+    @cached_property
+    def rows(self) -> Columns | None:
+        """The held-out completions by column; None where the run has written none."""
+        file = self.path / self.rows_file
+        if not file.is_file() or not file.stat().st_size:
+            return None
+        options = arrow_json.ParseOptions(explicit_schema=ROWS, unexpected_field_behavior="ignore")
+        try:
+            table = arrow_json.read_json(file, parse_options=options)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise RequestError(f"{self.path}: its {self.rows_file} cannot be read: {first_line(error)}") from error
+        return {name: table.column(name).to_numpy() for name in ROWS.names}
+
+    @cached_property
+    def pairs(self) -> Pairs | None:
+        """None where the rows are no pairs."""
+        return None if self.rows is None else _pairs(self.rows)
+
+    @cached_property
+    def curves(self) -> Columns:
+        """What training logged, [steps] each; nan where a column is missing."""
+        file = self.path / "metrics.csv"
+        if not file.is_file() or not file.stat().st_size:
+            return {name: np.empty(0) for name in CURVES}
+        types = arrow_csv.ConvertOptions(
+            column_types=dict.fromkeys(CURVES, pa.float64()), include_columns=CURVES, include_missing_columns=True
+        )
+        try:
+            table = arrow_csv.read_csv(file, convert_options=types)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise RequestError(f"{self.path}: its metrics.csv cannot be read: {first_line(error)}") from error
+        return {name: table.column(name).to_numpy() for name in CURVES}
+
+    @cached_property
+    def samples(self) -> list[dict[str, Any]]:
+        """The fixed prompts with their answers; empty where the run gave none."""
+        file = self.path / "samples.jsonl"
+        if not file.is_file():
+            return []
+        try:
+            return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{self.path}: its samples.jsonl cannot be read: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs that can be compared, and a sentence for each that was left out."""
+
+    runs: list[Run]
+    left_out: list[str] = field(default_factory=list)
+
+
+def read_runs(folders: Sequence[Path]) -> Found:
+    """The finished runs in these folders and below, by path. RequestError where there is none."""
+    found = Found([])
+    held: dict[Any, Path] = {}
+    for path in dict.fromkeys(run.resolve() for folder in folders for run in _below(folder)):
+        run, why = _read(path)
+        request = run.summary.get("config_hash") if run else None
+        if request in held and request is not None:
+            why = f"the same request as {held[request]}"
+        if why:
+            found.left_out.append(f"{path}: {why}")
+        elif run:
+            held[request] = path
+            found.runs.append(run)
+    if not found.runs:
+        raise RequestError(f"no finished run to compare\n{'; '.join(found.left_out)}")
+    return Found(_with_rows(found.runs), found.left_out)
+
+
+def _with_rows(runs: list[Run]) -> list[Run]:
+    """Test rows where every run has them: those of val have chosen the settings already."""
+    tested = all((run.path / "test.jsonl").is_file() for run in runs)
+    return [replace(run, rows_file="test.jsonl" if tested else "val.jsonl") for run in runs]
+
+
+def _read(path: Path) -> tuple[Run | None, str]:
+    """A run, or why it is left out."""
+    if not (path / "summary.json").is_file():
+        return None, "interrupted before its first summary"
+    summary = read_json(path / "summary.json", str(path))
+    if summary.get("status") not in ENDED:
+        return None, f"{summary.get('status')}, not finished"
+    config = read_json(path / "config.json", str(path)) if (path / "config.json").is_file() else {}
+    return Run(path, config, summary), ""
+
+
+def _below(folder: Path) -> Iterable[Path]:
+    """The run folders in a folder, itself included."""
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        beside = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise RequestError(f"{folder}: no such folder{nearest(folder.name, beside)}")
+    found = []
+    for place, inside, files in os.walk(folder):
+        inside.sort()
+        if "summary.json" in files or {"config.json", ".lock"} <= set(files):
+            found.append(Path(place))
+            inside.clear()  # checkpoints and models
+    if not found:
+        raise RequestError(f"{folder}: no run there: no summary.json in it or below")
+    return found
+
+
+def _pairs(rows: Columns) -> Pairs | None:
+    example = np.array([str(name).rpartition(".")[0] for name in rows["row"]])
+    good = rows["chosen"].astype(bool)
+    chosen, rejected = (np.flatnonzero(side)[np.argsort(example[side], kind="stable")] for side in (good, ~good))
+    names = example[chosen]
+    if not len(names) or len(np.unique(names)) < len(names) or not np.array_equal(names, example[rejected]):
+        return None
+    logratio = rows["logp"] - rows["ref_logp"]
+    slices = np.array(["" if name is None else str(name) for name in rows["slice"][chosen]])
+    gaps = (values[chosen] - values[rejected] for values in (rows["reward"], logratio, rows["logp"]))
+    return Pairs(names, slices, *gaps)
