@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -282,7 +283,8 @@ def test_answers_are_sampled_where_the_run_trained(monkeypatch):
     monkeypatch.setattr("prefopt.jobs.train.sample_policy", lambda policy, *_, **options: seen.append(policy.device))
     settings = SimpleNamespace(seed=0, evaluation=SimpleNamespace(prompts=2))
     dataset = SimpleNamespace(val=[], test=toy_examples(2), gold=None)
-    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    plain = SimpleNamespace(forward_context=nullcontext)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")), precision_plugin=plain)
     parts = SimpleNamespace(dataset=dataset, renderer=None)
     _answers(SimpleNamespace(settings=settings), parts, toy_module(create("dpo")), trainer)
     assert seen == [torch.device("meta")] * 2

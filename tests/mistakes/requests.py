@@ -62,7 +62,6 @@ DEVICES = [
         "trainer.devices=64 with trainer.accelerator=gpu: this machine has ",
         "trainer.accelerator=cpu",
     ),
-    mistake("trainer.precision=16-mixed", "16-mixed cannot clip what a fused optimizer scales: optimizer.fused=false"),
     mistake("trainer.accelerator=gpus", "trainer.accelerator must be one of auto, cpu, gpu", "did you mean 'gpu'?"),
     mistake("model=tiny_4bit", "model.quant needs bitsandbytes: pip install 'prefopt[quant]'", needs="bitsandbytes"),
 ]
