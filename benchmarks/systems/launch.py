@@ -47,7 +47,12 @@ def launch(
     report.unlink(missing_ok=True)
     system, *options = arguments
     command = [python, str(BENCHMARKS / "systems" / f"{kind}.py"), str(folder), system, str(steps)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     environment["PYTHONPATH"] = str(BENCHMARKS.parent) if kind == "ours" else ""
     done = subprocess.run(
         [*command, str(threads), str(report), *options], env=environment, capture_output=True, text=True, check=False

@@ -9,64 +9,46 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import resource
 import sys
 import time
-import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-warnings.filterwarnings("ignore")
+import torch
+import trl
+from datasets import Dataset, disable_progress_bars
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+
+PAIRS = 8  # a step
+Row = dict[str, Any]
 
 
-def main(folder: Path, system: str, steps: int, threads: int, report: Path, options: set[str]) -> None:
-    import torch
-    from datasets import Dataset, disable_progress_bars
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+class Clock(TrainerCallback):
+    """When training began and every step ended, and the losses."""
 
-    torch.set_num_threads(threads)
-    disable_progress_bars()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    order = json.loads((folder / "order.json").read_text())
-    lines = (folder / "pairs.jsonl").read_text("utf-8").splitlines()
-    pairs = [json.loads(lines[i]) for i in order][: steps * 8]
-    if "sort" in options:
-        pairs.sort(
-            key=lambda row: max(
-                len(tokenizer(row["prompt"] + row[side])["input_ids"]) for side in ("chosen", "rejected")
-            )
-        )
-        batches = [pairs[i : i + 8] for i in range(0, len(pairs), 8)]
-        random.Random(0).shuffle(batches)  # the shortest all at once would be the warm-up
-        pairs = [row for batch in batches for row in batch]
-    if "compact" in options:
-        import trl.trainer.utils
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+        self.losses: list[float] = []
 
-        assert callable(trl.trainer.utils._use_triton), "TRL has renamed what chooses its head"
-        trl.trainer.utils._use_triton = lambda device: True
-    marks: list[float] = []
-    losses: list[float] = []
+    def on_train_begin(self, *_: object, **__: object) -> None:
+        self.marks.append(time.perf_counter())
 
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_: object, **__: object) -> None:
-            marks.append(time.perf_counter())
+    def on_step_end(self, *_: object, **__: object) -> None:
+        self.marks.append(time.perf_counter())
 
-        def on_step_end(self, *_: object, **__: object) -> None:
-            marks.append(time.perf_counter())
+    def on_log(self, args: object, state: object, control: object, logs: Row | None = None, **_: object) -> None:
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
 
-        def on_log(self, args: object, state: object, control: object, logs: dict | None = None, **_: object) -> None:
-            if logs and "loss" in logs:
-                losses.append(logs["loss"])
 
-    def causal() -> object:
-        return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-
-    shared = {
+def settings(folder: Path, rows: int = PAIRS) -> Row:
+    """rows: of a step."""
+    return {
         "output_dir": str(folder / "trl"),
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": rows,
         "num_train_epochs": 1,
         "max_length": 512,
         "bf16": False,
@@ -82,38 +64,90 @@ def main(folder: Path, system: str, steps: int, threads: int, report: Path, opti
         "train_sampling_strategy": "sequential",
         "seed": 0,
     }
-    given = {"processing_class": tokenizer, "callbacks": [Clock()]}
-    if system in ("dpo", "ipo"):
-        from trl import DPOConfig, DPOTrainer
 
-        before = "precompute" in options
-        kind = "sigmoid" if system == "dpo" else system
-        config = DPOConfig(beta=0.1, loss_type=kind, precompute_ref_log_probs=before, **shared)
-        reference = {} if before else {"ref_model": causal()}
-        trainer = DPOTrainer(causal(), args=config, train_dataset=Dataset.from_list(pairs), **reference, **given)
-    elif system == "kto":
-        from trl import KTOConfig, KTOTrainer
 
-        sides = (("chosen", True), ("rejected", False))
-        rows = [{"prompt": r["prompt"], "completion": r[side], "label": good} for r in pairs for side, good in sides]
-        config = KTOConfig(beta=0.1, **{**shared, "per_device_train_batch_size": 16})
-        trainer = KTOTrainer(causal(), ref_model=causal(), args=config, train_dataset=Dataset.from_list(rows), **given)
-    elif system == "bradley_terry":
-        from trl import RewardConfig, RewardTrainer
+def causal(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
 
-        start = folder / ("judge" if "judge" in options else "model")
-        model = AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, dtype=torch.float32)
-        trainer = RewardTrainer(model, args=RewardConfig(**shared), train_dataset=Dataset.from_list(pairs), **given)
-    else:
-        from trl import SFTConfig, SFTTrainer
 
-        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
-        trainer = SFTTrainer(causal(), args=SFTConfig(**shared), train_dataset=Dataset.from_list(rows), **given)
+def dpo(folder: Path, pairs: list[Row], options: set[str], loss_type: str = "sigmoid", **given: Any) -> Any:
+    before = "precompute" in options
+    config = trl.DPOConfig(beta=0.1, loss_type=loss_type, precompute_ref_log_probs=before, **settings(folder))
+    reference = {} if before else {"ref_model": causal(folder)}
+    return trl.DPOTrainer(causal(folder), args=config, train_dataset=Dataset.from_list(pairs), **reference, **given)
+
+
+def ipo(folder: Path, pairs: list[Row], options: set[str], **given: Any) -> Any:
+    return dpo(folder, pairs, options, "ipo", **given)
+
+
+def kto(folder: Path, pairs: list[Row], options: set[str], **given: Any) -> Any:
+    sides = (("chosen", True), ("rejected", False))
+    rows = [{"prompt": r["prompt"], "completion": r[side], "label": good} for r in pairs for side, good in sides]
+    config = trl.KTOConfig(beta=0.1, **settings(folder, 2 * PAIRS))
+    models = {"model": causal(folder), "ref_model": causal(folder)}
+    return trl.KTOTrainer(**models, args=config, train_dataset=Dataset.from_list(rows), **given)
+
+
+def bradley_terry(folder: Path, pairs: list[Row], options: set[str], **given: Any) -> Any:
+    start = folder / ("judge" if "judge" in options else "model")
+    model = AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, dtype=torch.float32)
+    config = trl.RewardConfig(**settings(folder))
+    return trl.RewardTrainer(model, args=config, train_dataset=Dataset.from_list(pairs), **given)
+
+
+def sft(folder: Path, pairs: list[Row], options: set[str], **given: Any) -> Any:
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
+    config = trl.SFTConfig(**settings(folder))
+    return trl.SFTTrainer(causal(folder), args=config, train_dataset=Dataset.from_list(rows), **given)
+
+
+SYSTEMS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (dpo, ipo, kto, bradley_terry, sft)}
+
+
+def met(folder: Path, pairs: int) -> list[Row]:
+    """The first pairs that prefopt's run meets, in its order."""
+    order = json.loads((folder / "order.json").read_text())
+    lines = (folder / "pairs.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(lines[i]) for i in order][:pairs]
+
+
+def by_length(pairs: list[Row], tokenizer: Any) -> list[Row]:
+    """Steps of similar length, themselves in a random order: the shortest all at once would be the warm-up."""
+
+    def longest(row: Row) -> int:
+        return max(len(tokenizer(row["prompt"] + row[side])["input_ids"]) for side in ("chosen", "rejected"))
+
+    ordered = sorted(pairs, key=longest)
+    steps = [ordered[i : i + PAIRS] for i in range(0, len(ordered), PAIRS)]
+    random.Random(0).shuffle(steps)
+    return [row for step in steps for row in step]
+
+
+def use_compact_head() -> None:
+    """What TRL does by itself where Triton is."""
+    import trl.trainer.utils as utils
+
+    assert callable(utils._use_triton), "TRL has renamed what chooses its head"
+    utils._use_triton = lambda device: True
+
+
+def main(folder: Path, system: str, steps: int, threads: int, report: Path, options: set[str]) -> None:
+    torch.set_num_threads(threads)
+    disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    pairs = met(folder, steps * PAIRS)
+    if "sort" in options:
+        pairs = by_length(pairs, tokenizer)
+    if "compact" in options:
+        use_compact_head()
+    clock = Clock()
+    trainer = SYSTEMS[system](folder, pairs, options, processing_class=tokenizer, callbacks=[clock])
     began = time.perf_counter()
     trainer.train()
     found = {
-        "seconds": [b - a for a, b in itertools.pairwise(marks)],
-        "loss": losses,
+        "seconds": [b - a for a, b in itertools.pairwise(clock.marks)],
+        "loss": clock.losses,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "whole": time.perf_counter() - began,
     }

@@ -2,6 +2,7 @@
 
 from prefopt.run.finished import Finished, finished_run, judging_run, run_of_model
 from prefopt.run.folder import (
+    ENDED,
     KEYS,
     RunFolder,
     check_run_folder,
@@ -15,6 +16,7 @@ from prefopt.run.folder import (
 )
 
 __all__ = [
+    "ENDED",
     "KEYS",
     "Finished",
     "RunFolder",

@@ -9,6 +9,7 @@ from typing import Any
 from prefopt.errors import RequestError, nearest
 from prefopt.files import read_json
 from prefopt.models.files import is_classifier
+from prefopt.run.folder import ENDED
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def finished_run(folder: str, key: str = "run") -> Finished:
     config, summary = (read_json(path / name, f"{key}={folder}") for name in ("config.json", "summary.json"))
     run = Finished(path, config, summary, key)
     status = run.summary.get("status")
-    if status not in ("finished", "stopped"):
+    if status not in ENDED:
         way_out = "" if status == "failed" else "; the command that began it continues it"
         raise RequestError(f"{key}={folder}: this run is {status}, not finished{way_out}")
     if not run.model.is_dir():

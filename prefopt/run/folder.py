@@ -26,6 +26,7 @@ from prefopt.files import check_can_be_made, read_json, replacing, write_json
 from prefopt.progress import say
 
 SCHEMA = 1
+ENDED = ("finished", "stopped")  # the states of a run that nothing is missing from
 PACKAGES = ("prefopt", "torch", "lightning", "transformers", "peft", "tokenizers", "hydra-core", "numpy")
 PLACES = ("run_dir", "cache_dir", "debug")  # where a run lies, not what it is
 KEYS = (
@@ -87,7 +88,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return self.summary["status"] in ("finished", "stopped")
+        return self.summary["status"] in ENDED
 
     # ------------------------------------------------------------ summary
 

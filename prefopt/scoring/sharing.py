@@ -79,7 +79,8 @@ def _tried(policy: Policy) -> str:
     sampled = SharedPrompts(policy, prompts, room=1)
     sampled.start()
     # The prompts' first completions begin with these; so they are what a sampler would have drawn.
-    drawn = sampled.step(torch.stack([completions[0][0], completions[2][0]]))
+    first, third = sampled.step(torch.stack([completions[0][0], completions[2][0]]))
+    drawn = {0: first, 2: third}
     worst = 0.0
     for row, group in enumerate([0, 0, 1]):
         whole = torch.cat((prompts[group], completions[row]))[None]
@@ -87,8 +88,8 @@ def _tried(policy: Policy) -> str:
         alone = policy.hidden_states(whole, torch.ones_like(whole), positions)[0]
         said = alone[len(prompts[group]) :]
         gaps = [states[planted.completion_at[row] :][: len(said)] - said]
-        if row != 1:
-            gaps.append(drawn[group] - said[0])
+        if row in drawn:
+            gaps.append(drawn[row] - said[0])
         worst = max(worst, *(float(gap.abs().max() / alone.abs().max().clamp(min=1e-6)) for gap in gaps))
     near = 1e-3 if states.dtype in (torch.float32, torch.float64) else 5e-2
     return "" if worst <= near else f"a forest's states differ from those of its rows by {worst:.1g}"

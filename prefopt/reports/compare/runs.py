@@ -17,13 +17,13 @@ from pyarrow import json as arrow_json
 
 from prefopt.errors import RequestError, first_line, nearest
 from prefopt.files import read_json
+from prefopt.run import ENDED
 
 NUMBERS = ("reward", "logp", "ref_logp")
 ROWS = pa.schema(
     [("row", pa.string()), ("chosen", pa.bool_()), ("slice", pa.string()), *((n, pa.float64()) for n in NUMBERS)]
 )
 CURVES = ("step", "loss", "accuracy", "chosen_logp_delta", "rejected_logp_delta", "grad_norm")
-ENDED = ("finished", "stopped")
 
 Columns = dict[str, np.ndarray]
 
