@@ -29,7 +29,7 @@ mutants: $(VENV)/ready  ## every committed mutation of the mathematics must be c
 	$(BIN)/python tests/mutants.py
 
 bench: $(VENV)/ready  ## committed benchmarks; each prints ratios measured side by side
-	for script in memory sampling curves speed; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in memory sampling curves speed figure; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 # torch first and alone: its constraint names a build, and a looser request would fetch another.
 $(VENV)/ready: pyproject.toml constraints.txt
