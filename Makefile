@@ -35,7 +35,7 @@ bench: $(VENV)/ready  ## committed benchmarks; each prints ratios measured side 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,quant]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,quant,optuna,joblib]"
 	touch $@
 
 clean:

@@ -34,7 +34,7 @@ class Meter:
                 self._task = self._bars.add_task(self.label, total=self.total, note="", speed="")
                 self._bars.start()
             if self._bars is not None:
-                self._bars.update(self._task, completed=self.done, note=note, speed=f"{self.rate:.1f}/s")
+                self._bars.update(self._task, completed=self.done, note=note, speed=self.speed)
         elif now - self._shown > LINE_EVERY:
             self._shown = now
             print(self.line(), file=sys.stderr, flush=True)
@@ -44,9 +44,15 @@ class Meter:
         """Steps per second."""
         return self.done / max(time.monotonic() - self._started, 1e-9)
 
+    @property
+    def speed(self) -> str:
+        if not self.done:
+            return ""
+        return f"{self.rate:.1f}/s" if self.rate >= 1 else f"{1 / self.rate:.1f} s each"
+
     def line(self) -> str:
-        left = (self.total - self.done) / max(self.rate, 1e-9)
-        return f"{self.label}: {self.done}/{self.total}, {self.rate:.1f}/s, {left:.0f} s left {self.note}".rstrip()
+        left = f", {self.speed}, {(self.total - self.done) / self.rate:.0f} s left" if self.done else ""
+        return f"{self.label}: {self.done}/{self.total}{left} {self.note}".rstrip()
 
     def close(self) -> None:
         if self._bars is not None:

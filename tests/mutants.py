@@ -42,6 +42,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "scoring/generate": ("tests/scoring/test_generate.py",),
     "scoring/kv_cache": ("tests/scoring/test_generate.py",),
     "jobs/precision": ("tests/test_precision.py",),
+    "sweep/search": ("tests/test_search.py",),
     "scoring/": ("tests/scoring/test_forest.py", "tests/scoring/test_score.py"),
     "models/": MODELS,
     "callbacks/remember": ("tests/test_remember.py",),
@@ -660,6 +661,20 @@ MUTANTS = [
         ("errors are not looked at", "mode.error <= BOUNDS[mode.precision] and ", ""),
         ("slower is good enough", "mode.seconds * GAIN <= plain.seconds", "mode.seconds <= plain.seconds * GAIN"),
         ("measured anew on resume", "if before is not None:", "if False:"),
+    ),
+    *of(
+        "sweep/search.py",
+        ("the same is proposed again", "wanted.seed + len(study.trials)", "wanted.seed"),
+        ("what was begun is forgotten", "if self.begun:", "if False:"),
+        (
+            "one study takes all",
+            "of = min(left, key=lambda one: len(one.study.trials) - len(one.begun))",
+            "of = left[0]",
+        ),
+        ("studies of other settings are one", "o.partition", "'loss' not in o and o.partition"),
+        ("a failed run is run again", 'elif status == "failed":', "elif False:"),
+        ("an interrupted run is told", "if status in ENDED:", "if status:"),
+        ("the upper end is not checked", 'for end in ("low", "high"):', 'for end in ("low",):'),
     ),
     *of(
         "scoring/logprobs.py",

@@ -81,7 +81,7 @@ def test_training_commands(desk, cache_dir, arguments):
     assert "run folder" in done.stdout
 
 
-@pytest.mark.parametrize(("arguments", "jobs"), zip(SWEEPS, (8, 63), strict=True))
+@pytest.mark.parametrize(("arguments", "jobs"), zip(SWEEPS, (8, 63, 1), strict=True))
 def test_sweeps(arguments, jobs, cache_dir, tmp_path, monkeypatch):
     """What they ask for is sound, every run of it; tests/test_sweep.py runs some."""
     asked = []

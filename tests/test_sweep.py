@@ -92,6 +92,10 @@ def test_what_fails_is_shown_and_the_others_go_on(model, tmp_path):
         (["run_dir=x", "seed=0,1"], "sweep_dir"),
         (["sweep=offlin"], "did you mean 'offline'?"),
         (["hydra.launcher.parallel=0"], "parallel"),
+        (["loss.beta=interval(0.1,1)"], "hydra/sweeper=optuna"),
+        (["loss.bta=interval(0.1,1)", "hydra/sweeper=optuna"], "did you mean 'beta'?"),
+        (["loss.beta=interval(-1,1)", "hydra/sweeper=optuna"], "beta"),
+        (["hydra/sweeper=optuna", "seed=0,1"], "searches intervals"),
     ],
 )
 def test_a_wrong_job_is_refused_before_any_begins(overrides, said, model, tmp_path):
@@ -101,6 +105,32 @@ def test_a_wrong_job_is_refused_before_any_begins(overrides, said, model, tmp_pa
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_search(model, tmp_path):
+    """Optuna's trials are jobs of the sweep; again, they are there."""
+    asked = ["hydra/sweeper=optuna", "hydra.sweeper.trials=2", "loss.beta=tag(log,interval(0.01,1))"]
+    asked += ["hydra.launcher.parallel=2"]
+    done = sweep(tmp_path, model, *asked)
+    assert done.returncode == OK, done.stderr
+    jobs = ledger(tmp_path)
+    assert [job["status"] for job in jobs] == ["finished"] * 2
+    betas = [json.loads((tmp_path / "sweep" / j["name"] / "config.json").read_text())["loss"]["beta"] for j in jobs]
+    assert betas[0] != betas[1]
+    assert [job["name"].startswith(f"beta{beta}") for job, beta in zip(jobs, betas, strict=True)] == [True, True]
+    assert "the best of 2 trials" in done.stderr
+    again = sweep(tmp_path, model, *asked)
+    assert "the best of 2 trials" in again.stderr
+    assert "job" not in again.stderr
+
+
+def test_hydras_own_launchers(model, tmp_path):
+    """joblib's processes read the same configuration files, and what fails there is told."""
+    asked = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "loss=sft", "trainer.clip=null"]
+    done = sweep(tmp_path, model, *asked, "optimizer.lr=0.001,1e38")
+    assert done.returncode == FAILED, done.stderr
+    found = [json.loads(file.read_text()) for file in sorted((tmp_path / "runs").glob("*/summary.json"))]
+    assert [run["status"] for run in found] == ["finished", "failed"]
 
 
 @pytest.mark.long

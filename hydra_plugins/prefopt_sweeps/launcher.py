@@ -22,12 +22,26 @@ class SweepLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context = config, hydra_context
 
+    @property
+    def folder(self) -> str:
+        return str(self.config.sweep_dir)
+
+    def check(self, job_overrides: Sequence[Sequence[str]]) -> None:
+        """Refuse what `launch` would, and start nothing."""
+        from prefopt.config.sweeps import sound_jobs
+
+        sound_jobs(self._compose, job_overrides, self.folder, self.parallel)
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """How the jobs end is in the ledger; their summaries are returned. Hydra is told that all is well, or it would
+        stop at the first that failed."""
         from prefopt.config.sweeps import launch
 
-        def compose(overrides: Sequence[str]) -> DictConfig:
-            return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        summaries = launch(self._compose, job_overrides, self.folder, self.parallel)
+        returned = [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
+        for one, summary in zip(returned, summaries, strict=False):  # a named sweep's jobs are not those asked for
+            one.return_value = summary
+        return returned
 
-        launch(compose, job_overrides, str(self.config.sweep_dir), self.parallel)
-        # How jobs end is in the ledger; Hydra is told that all is well, or it would stop at the first that failed.
-        return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))

@@ -60,12 +60,18 @@ def points(overrides: list[str]) -> list[list[str]]:
 def _one_run(config_name: str, overrides: list[str]) -> list[str]:
     """Of a sweep the first run that cannot be composed."""
     try:
-        found = points(overrides)
+        found = points([_of_interval(override) for override in overrides])
     except (HydraException, OmegaConfBaseException):
         return overrides
     if len(found) == 1:
-        return overrides
+        return found[0]
     return next((point for point in found if not _composes(config_name, point)), overrides)
+
+
+def _of_interval(override: str) -> str:
+    """An interval, which nothing composes with, becomes its lower end."""
+    parsed = OverridesParser.create().parse_override(override)
+    return f"{parsed.get_key_element()}={parsed.value().start}" if parsed.is_interval_sweep() else override
 
 
 def _composes(config_name: str, overrides: list[str]) -> bool:

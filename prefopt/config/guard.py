@@ -9,9 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import get_args_parser
-from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 
 from prefopt.errors import RequestError, first_line, nearest
@@ -45,28 +43,30 @@ def config_dir() -> str:
     return str(packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf")
 
 
-class CheckedFiles(FileConfigSource):
-    """Hydra's reader of files, but one that says where a file is wrong, and that no alias can blow up."""
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        file = Path(self.path) / self._normalize_file_name(config_path)
-        try:
-            if file.is_file():
-                _check_size(file)
-            return super().load_config(config_path)
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise RequestError(f"{file}:{line}: not YAML: {error.problem or error.context}") from error
-        except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-            if isinstance(error, RequestError):
-                raise
-            raise RequestError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
-
-
 def install() -> None:
-    """Every configuration file is read by `CheckedFiles` from now on."""
-    Plugins.instance()  # enters Hydra's own readers, which must not come later
-    SourcesRegistry.instance().types[CheckedFiles.scheme()] = CheckedFiles
+    """From now on Hydra's reader of files says where a file is wrong, and no alias can blow one up.
+
+    The class stays Hydra's: other launchers carry its registry into processes that know no other.
+    """
+    setattr(FileConfigSource, "load_config", _load_checked)  # noqa: B010
+
+
+_load = FileConfigSource.load_config
+
+
+def _load_checked(source: FileConfigSource, config_path: str) -> ConfigResult:
+    file = Path(source.path) / source._normalize_file_name(config_path)
+    try:
+        if file.is_file():
+            _check_size(file)
+        return _load(source, config_path)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RequestError(f"{file}:{line}: not YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
 
 
 def _check_size(file: Path) -> None:

@@ -57,9 +57,10 @@ def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
     install()
     code = OK
 
-    def run(cfg: DictConfig) -> None:
-        nonlocal code
-        code = max(code, _answer(lambda: task(cfg), config_name, FAILED))
+    def run(cfg: DictConfig) -> int:
+        nonlocal code  # which is lost where another launcher runs this in a process of its own
+        code = max(code, found := _answer(lambda: task(cfg), config_name, FAILED))
+        return found
 
     def compose_and_run() -> int:
         check_flags()

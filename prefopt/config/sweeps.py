@@ -22,22 +22,31 @@ Compose = Callable[[Sequence[str]], DictConfig]
 exit_code = OK  # of the sweeps of this process; Hydra hands none through
 
 
-def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parallel: int) -> None:
-    """Run the jobs in `folder`, and keep the worst exit code."""
+def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parallel: int) -> list[dict[str, Any]]:
+    """Run the jobs in `folder`, and keep the worst exit code. Returns their summaries, {} of one without."""
+    jobs = sound_jobs(compose, asked, folder, parallel)
+    with Ledger(Path(folder).expanduser()) as ledger:
+        known = ledger.add(jobs)
+        keep_worst(Sweep(ledger, _flags(), parallel, _gpus()).run(known))
+        return [ledger.summary(job) for job in known]
+
+
+def keep_worst(code: int) -> None:
     global exit_code
-    place = Path(folder).expanduser()
+    exit_code = max(exit_code, code)
+
+
+def sound_jobs(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parallel: int) -> list[Job]:
+    """The jobs that are asked for. Raises RequestError where one of them, or the sweep, cannot run."""
     if parallel < 1:
         raise RequestError(f"hydra.launcher.parallel must be at least 1; got {parallel}")
-    check_can_be_made(place, "sweep_dir")
-    expanded = list(_expanded(compose, asked))
-    shared = set.intersection(*(set(overrides) for overrides in expanded))
-    jobs = [_job(compose, overrides, [o for o in overrides if o not in shared]) for overrides in expanded]
-    gpus = _gpus()
-    most = max(job.devices for job in jobs)
+    check_can_be_made(Path(folder).expanduser(), "sweep_dir")
+    typed = set(_arguments().overrides)
+    jobs = [_job(compose, o, [word for word in o if word not in typed]) for o in _expanded(compose, asked)]
+    gpus, most = _gpus(), max(job.devices for job in jobs)
     if gpus and most > len(gpus):
         raise RequestError(f"trainer.devices={most}: this machine has {len(gpus)} GPUs")
-    with Ledger(place) as ledger:
-        exit_code = max(exit_code, Sweep(ledger, _flags(), parallel, gpus).run(ledger.add(jobs)))
+    return jobs
 
 
 def _expanded(compose: Compose, asked: Iterable[Sequence[str]]) -> Iterator[list[str]]:
@@ -72,9 +81,13 @@ def _job(compose: Compose, overrides: Sequence[str], own: Sequence[str]) -> Job:
 
 def _flags() -> list[str]:
     """Hydra's flags that every job needs too."""
-    asked: Any = get_args_parser().parse_args(sys.argv[1:])
+    asked = _arguments()
     found = {"--config-dir": asked.config_dir, "--config-path": asked.config_path, "--config-name": asked.config_name}
     return [part for flag, value in found.items() if value for part in (flag, value)]
+
+
+def _arguments() -> Any:
+    return get_args_parser().parse_args(sys.argv[1:])
 
 
 def _gpus() -> list[str]:

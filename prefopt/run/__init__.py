@@ -4,6 +4,7 @@ from prefopt.run.finished import Finished, finished_run, judging_run, run_of_mod
 from prefopt.run.folder import (
     ENDED,
     KEYS,
+    PLACES,
     RunFolder,
     check_run_folder,
     comparable_hash,
@@ -18,6 +19,7 @@ from prefopt.run.folder import (
 __all__ = [
     "ENDED",
     "KEYS",
+    "PLACES",
     "Finished",
     "RunFolder",
     "check_run_folder",

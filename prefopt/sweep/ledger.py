@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from prefopt.errors import RequestError
 from prefopt.files import read_json, write_json
-from prefopt.run import config_hash, without_places
+from prefopt.run import ENDED, config_hash, without_places
 
 SCHEMA = 1
 PENDING, RUNNING, FINISHED, FAILED, INTERRUPTED = "pending", "running", "finished", "failed", "interrupted"
@@ -33,7 +33,7 @@ class Job:
 
     @classmethod
     def of(cls, overrides: Sequence[str], own: Sequence[str], plain: dict[str, Any], devices: int) -> Job:
-        """own: the overrides that its sweep's other jobs have otherwise; plain: the resolved request."""
+        """own: the overrides that the sweep gave it; plain: the resolved request."""
         key = config_hash(without_places(plain))[:12]
         words = [_word(override) for override in own]
         stem = re.sub(r"[^\w.-]+", "_", "-".join(word for word in words if word))[:80].strip("-_") or "run"
@@ -77,7 +77,7 @@ class Ledger:
         asked = {job.key: self.jobs.setdefault(job.key, job) for job in jobs}
         for job in asked.values():
             ended = self.summary(job).get("status")
-            job.status = FINISHED if ended in ("finished", "stopped") else PENDING
+            job.status = FINISHED if ended in ENDED else PENDING
         self.write()
         return list(asked.values())
 

@@ -17,6 +17,7 @@ from prefopt.errors import FAILED as EXIT_FAILED
 from prefopt.errors import INTERRUPTED as EXIT_INTERRUPTED
 from prefopt.errors import OK
 from prefopt.progress import Meter, say
+from prefopt.run import ENDED
 from prefopt.sweep.ledger import FAILED, FINISHED, INTERRUPTED, RUNNING, Job, Ledger
 
 # What would make a job believe that it is a rank of somebody else's run.
@@ -51,7 +52,8 @@ class Sweep:
         """The sweep's exit code. Jobs that fail are shown as they fail, and the others go on."""
         waiting = [job for job in jobs if job.status != FINISHED]
         known = len(jobs) - len(waiting)
-        say(f"sweep: {len(jobs)} jobs in {self.ledger.folder}" + (f", {known} of them done before" if known else ""))
+        before = f", {known} of them done before" if known else ""
+        say(f"sweep: {len(jobs)} job{'s' * (len(jobs) > 1)} in {self.ledger.folder}{before}")
         meter = Meter("sweep", len(waiting))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -112,7 +114,7 @@ class Sweep:
         job, code = running.job, running.process.returncode
         job.seconds += time.monotonic() - running.began
         job.exit_code = code
-        finished = self.ledger.summary(job).get("status") in ("finished", "stopped")
+        finished = self.ledger.summary(job).get("status") in ENDED
         job.status = FINISHED if code == OK and finished else INTERRUPTED if code == EXIT_INTERRUPTED else FAILED
         self.ledger.write()
         if job.status != FINISHED:

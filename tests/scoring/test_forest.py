@@ -116,8 +116,9 @@ def test_rows_are_what_they_are_alone(name, shape, dense, room, models):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "DENSE", dense)
         patch.setattr(forest, "ROOM", room)
-        scores = score(Policy(model), rows)
-    assert sharing.why_not(Policy(model)) == ""
+        policy = Policy(model)
+        assert sharing.why_not(policy) == "", "its rows would be scored one by one"
+        scores = score(policy, rows)
     expected = textbook(model, rows)
     own = [scores.logps[i][scores.mask[i]] for i in range(len(rows))]
     for mine, theirs in zip(own, expected, strict=True):

@@ -1,0 +1,204 @@
+"""A search over intervals: Optuna proposes, the jobs of a sweep answer. What it knows lies beside the ledger."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+
+from prefopt.errors import RequestError, nearest
+from prefopt.progress import say
+from prefopt.run import ENDED, PLACES
+
+if TYPE_CHECKING:
+    import optuna
+
+DIRECTIONS = ("maximize", "minimize")
+EXAMPLE = "loss.beta='tag(log,interval(0.01,1))'"
+
+
+class Launcher(Protocol):
+    """What runs the jobs. A job that has not ended returns {} or a summary that says so."""
+
+    parallel: int
+
+    @property
+    def folder(self) -> str: ...
+
+    def check(self, job_overrides: Sequence[Sequence[str]]) -> None: ...
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]: ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Of hydra.sweeper. trials: of each study. metric: a place in summary.json, "val.accuracy"."""
+
+    trials: int
+    metric: str
+    direction: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            hint = nearest(str(self.direction), DIRECTIONS)
+            raise RequestError(f"hydra.sweeper.direction={self.direction}: accepted: {', '.join(DIRECTIONS)}{hint}")
+        if not isinstance(self.trials, int) or self.trials < 1:
+            raise RequestError(f"hydra.sweeper.trials must be a whole number, at least 1; got {self.trials!r}")
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of the command line, ends included. whole: of integers."""
+
+    key: str
+    low: float
+    high: float
+    log: bool
+    whole: bool
+
+    @classmethod
+    def of(cls, override: Override) -> Range:
+        given: Any = override.value()
+        key, whole = override.get_key_element(), isinstance(given.start, int)
+        found = cls(key, given.start, given.end, "log" in given.tags, whole)
+        if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low < found.high):
+            raise RequestError(f"{override.input_line}: an interval goes from a lower number to a higher one")
+        if found.log and found.low <= 0:
+            raise RequestError(f"{override.input_line}: a logarithmic interval begins above 0")
+        for tag in sorted(given.tags - {"log"}):
+            raise RequestError(f"{override.input_line}: no such tag: {tag}{nearest(tag, ['log'])}\naccepted: log")
+        return found
+
+    def propose(self, trial: optuna.Trial) -> None:
+        if self.whole:
+            trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
+        else:
+            trial.suggest_float(self.key, self.low, self.high, log=self.log)
+
+
+@dataclass
+class Search:
+    """One study: the runs that differ in nothing but what is searched."""
+
+    study: optuna.Study
+    overrides: list[str]
+    begun: list[int]  # numbers of trials that have no answer yet, from a sweep that was stopped
+
+    def next(self, ranges: Sequence[Range]) -> int:
+        """The number of a trial to run."""
+        if self.begun:
+            return self.begun.pop(0)
+        trial = self.study.ask()
+        for interval in ranges:
+            interval.propose(trial)
+        return trial.number
+
+    def job(self, number: int) -> list[str]:
+        found = self.study.trials[number].params
+        return [*self.overrides, *(f"{key}={_readable(value)}" for key, value in found.items())]
+
+
+def search(overrides: Sequence[Override], wanted: Wanted, launcher: Launcher) -> None:
+    """Runs `wanted.trials` of every combination of the values that are no intervals; those that ran before count.
+
+    Raises RequestError before anything is written where an end of an interval is not accepted.
+    """
+    ranges = [Range.of(o) for o in overrides if o.is_interval_sweep()]
+    if not ranges:
+        raise RequestError(f"hydra/sweeper=optuna searches intervals, and none is given; for example {EXAMPLE}")
+    ((*points,),) = BasicSweeper.split_arguments([o for o in overrides if not o.is_interval_sweep()], None)
+    for end in ("low", "high"):
+        ends = [f"{interval.key}={getattr(interval, end)!r}" for interval in ranges]
+        launcher.check([[*point, *ends] for point in points])
+    intervals = [str(o.input_line) for o in overrides if o.is_interval_sweep()]
+    searches = [_begin(point, intervals, wanted, Path(launcher.folder).expanduser()) for point in points]
+    while batch := list(_batch(searches, ranges, wanted.trials, launcher.parallel)):
+        returned = launcher.launch([of.job(number) for of, number in batch], 0)
+        for (of, number), one in zip(batch, returned, strict=True):
+            _tell(of, number, one.return_value, wanted.metric)
+        if any(one.return_value.get("status") not in (*ENDED, "failed") for one in returned):
+            return  # interrupted: what has begun is the next sweep's to end
+    for of in searches:
+        _say_best(of, wanted, [o for o in of.overrides if any(o not in other.overrides for other in searches)])
+
+
+def _readable(value: float) -> str:
+    """Four digits are as many as a person can make use of, in a folder's name too."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _begin(point: Sequence[str], intervals: Sequence[str], wanted: Wanted, folder: Path) -> Search:
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise RequestError("hydra/sweeper=optuna needs Optuna: pip install 'prefopt[optuna]'") from None
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    places = (*PLACES, "sweep_dir")
+    same = sorted(o for o in point if o.partition("=")[0] not in places)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name=" ".join([*same, *intervals, wanted.metric]),
+        direction=optuna.study.StudyDirection[wanted.direction.upper()],
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))),
+        load_if_exists=True,
+    )
+    # A search that goes on must not propose again what it began with.
+    seed, drawn = wanted.seed + len(study.trials), max(2, wanted.trials // 3)
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=drawn)
+    begun = [trial.number for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
+    return Search(study, list(point), begun)
+
+
+def _batch(searches: Sequence[Search], ranges: Sequence[Range], trials: int, size: int) -> Iterator[tuple[Search, int]]:
+    """Trials to run at once, of as many studies as there are: a study proposes better when it has its answers."""
+    for _ in range(size):
+        left = [of for of in searches if of.begun or len(of.study.trials) < trials]
+        if not left:
+            return
+        of = min(left, key=lambda one: len(one.study.trials) - len(one.begun))
+        yield of, of.next(ranges)
+
+
+def _tell(of: Search, number: int, summary: dict[str, Any], metric: str) -> None:
+    import optuna
+
+    status = summary.get("status")
+    if status in ENDED:
+        of.study.tell(number, _measure(summary, metric))
+    elif status == "failed":
+        of.study.tell(number, state=optuna.trial.TrialState.FAIL)
+
+
+def _measure(summary: dict[str, Any], metric: str) -> float:
+    found: Any = summary
+    for part in metric.split("."):
+        known = sorted(found) if isinstance(found, dict) else []
+        if part not in known:
+            raise RequestError(
+                f"hydra.sweeper.metric={metric}: this run's summary has no such number{nearest(part, known)}\n"
+                f"accepted there: {', '.join(known) or 'nothing'}"
+            )
+        found = found[part]
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        raise RequestError(f"hydra.sweeper.metric={metric}: this run's is {found!r:.40}, not a number")
+    return float(found)
+
+
+def _say_best(of: Search, wanted: Wanted, own: Sequence[str]) -> None:
+    answered = [trial for trial in of.study.trials if trial.value is not None]
+    name = " ".join(own) or "best"
+    if not answered:
+        say(f"{name}: none of {len(of.study.trials)} trials finished")
+        return
+    best = of.study.best_trial
+    at = " ".join(f"{key}={_readable(value)}" for key, value in best.params.items())
+    say(f"{name}: {wanted.metric} {best.value:.4g} at {at}, the best of {len(answered)} trials")

@@ -1,0 +1,140 @@
+"""A search: what it proposes, that it goes on where it was stopped, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+
+from prefopt.errors import RequestError
+from prefopt.sweep.search import Wanted, search
+
+BETA = "loss.beta=tag(log,interval(0.01,1))"
+
+
+class Runs:
+    """A launcher whose runs are a function of their overrides."""
+
+    def __init__(self, folder: Path, run: Callable[[dict[str, str]], dict[str, Any]], parallel: int = 1) -> None:
+        self.folder, self.run, self.parallel = str(folder), run, parallel
+        self.checked: list[dict[str, str]] = []
+        self.made: list[dict[str, str]] = []
+
+    def check(self, job_overrides: Sequence[Sequence[str]]) -> None:
+        self.checked += [dict(o.split("=") for o in overrides) for overrides in job_overrides]
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        found = []
+        for overrides in job_overrides:
+            self.made.append(dict(o.split("=") for o in overrides))
+            found.append(JobReturn(status=JobStatus.COMPLETED))
+            found[-1].return_value = self.run(self.made[-1])
+        return found
+
+
+def peak(job: dict[str, str]) -> dict[str, Any]:
+    """Best at β = 0.1."""
+    return {"status": "finished", "val": {"accuracy": 1 - math.log10(float(job["loss.beta"]) / 0.1) ** 2}}
+
+
+def ask(runs: Runs, *overrides: str, **wanted: Any) -> None:
+    settings = {"trials": 6, "metric": "val.accuracy", "direction": "maximize", "seed": 0, **wanted}
+    search(OverridesParser.create().parse_overrides(list(overrides)), Wanted(**settings), runs)
+
+
+def test_it_finds_the_best_of_every_method_in_as_many_trials(tmp_path, capsys):
+    """A method's best is found in its own trials, at four digits, between the ends."""
+
+    def run(job):
+        best = 0.03 if job["loss"] == "dpo" else 0.3
+        return {"status": "finished", "val": {"accuracy": -abs(math.log(float(job["loss.beta"]) / best))}}
+
+    runs = Runs(tmp_path, run, parallel=2)
+    ask(runs, "loss=dpo,ipo", BETA, trials=25)
+    assert runs.checked == [{"loss": loss, "loss.beta": beta} for beta in ("0.01", "1.0") for loss in ("dpo", "ipo")], (
+        "both ends, of every method, before the first run"
+    )
+    for loss, best in (("dpo", 0.03), ("ipo", 0.3)):
+        tried = [job["loss.beta"] for job in runs.made if job["loss"] == loss]
+        assert len(tried) == 25
+        assert all(0.01 <= float(beta) <= 1 and len(beta.lstrip("0.")) <= 4 for beta in tried)
+        assert abs(math.log(float(min(tried, key=lambda b: abs(math.log(float(b) / best)))) / best)) < 0.2
+    assert [job["loss"] for job in runs.made[:4]] == ["dpo", "ipo", "dpo", "ipo"]
+    said = capsys.readouterr().err
+    assert "loss=dpo: val.accuracy -0.0" in said
+    assert "the best of 25 trials" in said
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path):
+    """Killed in the third trial: that one is run again, the others count, nothing is proposed twice."""
+    third: list[str] = []
+
+    def run(job):
+        if len(runs.made) == 3 and not third:
+            third.append(job["loss.beta"])
+            raise KeyboardInterrupt
+        return peak(job)
+
+    runs = Runs(tmp_path, run)
+    with pytest.raises(KeyboardInterrupt):
+        ask(runs, BETA)
+    ask(runs, BETA)
+    betas = [job["loss.beta"] for job in runs.made]
+    assert betas[3] == third[0]
+    assert len(betas) == 7
+    assert len(set(betas)) == 6
+    ask(runs, BETA)
+    assert len(runs.made) == 7, "six trials were asked for"
+    ask(runs, BETA, trials=8)
+    assert len(runs.made) == 9
+    ask(runs, BETA, "seed=1", trials=1)
+    assert len(runs.made) == 10, "another seed is another search"
+    ask(runs, BETA, "seed=1", "sweep_dir=elsewhere", "debug=true", trials=1)
+    assert len(runs.made) == 10, "where it lies is no part of it"
+
+
+def test_runs_that_failed_count_and_interrupted_ones_wait(tmp_path, capsys):
+    states = iter(["failed", "finished", "running"])
+
+    def run(job):
+        return {**peak(job), "status": next(states)}
+
+    runs = Runs(tmp_path, run)
+    ask(runs, BETA, trials=5)
+    assert len(runs.made) == 3
+    again = Runs(tmp_path, peak)
+    ask(again, BETA, trials=5)
+    assert again.made[0] == runs.made[2]
+    assert len(again.made) == 3
+    assert "the best of 4 trials" in capsys.readouterr().err
+
+
+def test_whole_numbers_and_the_least(tmp_path):
+    runs = Runs(tmp_path, lambda job: {"status": "finished", "loss": float(job["model.lora.rank"])})
+    ask(runs, "model.lora.rank=int(interval(1,4))", metric="loss", direction="minimize")
+    assert {job["model.lora.rank"] for job in runs.made} <= {"1", "2", "3", "4"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted", "said"),
+    [
+        (["loss.beta=0.1,0.2"], {}, "searches intervals, and none is given"),
+        (["loss.beta=interval(1,0.1)"], {}, "from a lower number to a higher one"),
+        (["loss.beta=tag(log,interval(0,1))"], {}, "a logarithmic interval begins above 0"),
+        (["loss.beta=tag(lg,interval(0.1,1))"], {}, "no such tag: lg; did you mean 'log'?"),
+        ([BETA], {"direction": "maximise"}, "did you mean 'maximize'?"),
+        ([BETA], {"trials": 0}, "hydra.sweeper.trials must be a whole number, at least 1; got 0"),
+        ([BETA], {"metric": "val.acuracy"}, "no such number; did you mean 'accuracy'?"),
+        ([BETA], {"metric": "status"}, "this run's is 'finished', not a number"),
+    ],
+)
+def test_what_it_refuses(overrides, wanted, said, tmp_path):
+    with pytest.raises(RequestError) as raised:
+        ask(Runs(tmp_path, peak), *overrides, **wanted)
+    assert said in str(raised.value)
+    assert len(str(raised.value).splitlines()) <= 2
