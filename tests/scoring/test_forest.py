@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -190,8 +192,15 @@ class TestFallback:
     def test_said_once(self, capsys):
         model = llama(attention_dropout=0.1).eval()
         self.scored(model)
-        self.scored(model)
+        self.scored(deepcopy(model))
         assert capsys.readouterr().err.count("padded: the model drops attention out in training") == 1
+
+    @pytest.mark.parametrize("asked", [{"dropout": 0.1}, {"softcap": 30.0}, {"s_aux": torch.zeros(2)}])
+    def test_what_attention_does_not_do(self, asked):
+        rows = Forest(torch.zeros(1, 32, dtype=torch.long), torch.zeros(1, 32, dtype=torch.long), TREES)
+        q = torch.randn(1, 2, 32, 8)
+        with pytest.raises(attention.Unsupported, match="dropout, a soft cap, sinks"):
+            attend(nn.Module(), q, q, q, None, forest=rows, **asked)
 
     def test_layers_that_are_no_attention(self):
         model = llama()
