@@ -107,7 +107,7 @@ def write_evaluation(
     dataset = prepare_rows(rows.data, rows.origin, subject.renderer, Path(asked.cache_dir).expanduser())
     if run is not None and asked.data is None:
         check_rows(run, dataset)
-    tell(subject, dataset)
+    tell(subject, dataset, own=asked.data is None)
     module = measuring_module(subject, dataset)
     trainer = measuring_trainer(asked.device, subject.precision)
     seed = asked.seed if asked.seed is not None else run.config["seed"] if run else 0
@@ -271,9 +271,10 @@ def check_rows(run: Finished, dataset: Dataset) -> None:
             )
 
 
-def tell(subject: Subject, dataset: Dataset) -> None:
-    dropped = in_words(dataset.audit["dropped"])
-    say(f"test rows: {len(dataset.test)}" + (f"; warning: dropped: {dropped}" if dropped else ""))
+def tell(subject: Subject, dataset: Dataset, own: bool) -> None:
+    """What is measured against whom. own: the rows are the run's, which has said what it dropped."""
+    dropped = "" if own else in_words(dataset.audit["dropped"])
+    say(f"test rows: {len(dataset.test)}" + (f"; dropped: {dropped}" if dropped else ""))
     if subject.base is not None:
         say(f"held against {subject.base.who}")
     elif subject.policy.speaks:
