@@ -297,7 +297,11 @@ WRONG_EVALUATIONS = [
     (["run=RUN", "base=BASE"], "holds whole weights and needs no base"),
     (["run=RUN", "data=jsonl"], "data.test must be a file of pairs or labels, e.g. data.test=pairs.jsonl"),
     (["run=RUN", "data=jsnol", "data.test=PAIRS"], "data=jsnol: no such option; did you mean 'jsonl'?"),
-    (["run=RUN", "data.test=PAIRS"], "data.test: no such key"),
+    (
+        ["run=RUN", "data.test=PAIRS"],
+        "data.test: data is null; choose it first, e.g. data=jsonl",
+        "accepted: controlled, hh",
+    ),
     (["run=RUN", *ROWS, "data.train=PAIRS"], "data.train must be left out: data.test is what is evaluated"),
     (["run=RUN", *ROWS, "data.tset=PAIRS"], "data.tset: no such key; did you mean 'test'?"),
     (["run=RUN", "data=jsonl", "data.test=PAIR"], "no such file; did you mean 'pairs.jsonl'?"),
@@ -316,6 +320,7 @@ WRONG_EVALUATIONS = [
     (["run=RUN", "device=cudda"], "device must be one of auto, cpu, cuda; got 'cudda'; did you mean 'cuda'?"),
     (["run=RUN", "model.dtype=float23"], "did you mean 'float32'?"),
     (["run=RUN", "loss=dpo"], "loss: no such key"),
+    (["model=hf", "model.name=BASE", *ROWS], "model: no options of it here, only keys", "accepted: model.name, model."),
     (["run=RUN", "refrence=BASE"], "refrence: no such key; did you mean 'reference'?"),
     (["run=RUN", "+typo=1"], "typo: no such key"),
 ]
@@ -332,6 +337,7 @@ def test_a_wrong_request_is_answered_in_two_lines(runs, tmp_path, monkeypatch, c
         places["LARGE"] = saved_model(tmp_path / "small", size=20)
     given = [f"{key}={places.get(value, value)}" for key, _, value in (a.partition("=") for a in arguments)]
     monkeypatch.setattr(sys, "argv", ["prefopt.evaluate", *given, f"cache_dir={tmp_path / 'cache'}"])
+    capsys.readouterr()  # of the training
     assert evaluate.main() == WRONG
     error = capsys.readouterr().err
     told = [line for line in error.strip().splitlines() if not line.startswith(("data.test: ", "test rows: "))]

@@ -75,8 +75,9 @@ def sample_policy(
     seed: int,
     against_base: bool,
 ) -> Sampled:
-    """Greedy and sampled answers of `policy`; against_base adds each answer's log-ratio to the module's base,
-    whose mean is the KL only if the policy itself was sampled: at temperature 1."""
+    """Greedy and sampled answers of `policy`; against_base adds each answer's log-ratio to the module's base, if it has
+    one, whose mean is the KL only if the policy itself was sampled: at temperature 1. Without it the policy is the base
+    itself."""
     ids = [torch.from_numpy(encoded.prompt).to(policy.device) for encoded in prompts]
     repeated = [prompt for prompt in ids for _ in range(settings.samples_per_prompt)]
     generator = torch.Generator(policy.device).manual_seed(seed)
@@ -84,7 +85,7 @@ def sample_policy(
     sampled = generate(policy, repeated, temperature=settings.temperature, generator=generator, **size)
     greedy = generate(policy, ids, temperature=0.0, **size)
     kl = None if against_base else np.zeros(len(sampled))
-    if against_base and settings.temperature == 1:
+    if against_base and module.base is not None and settings.temperature == 1:
         kl = _log_ratios(policy, module, repeated, sampled, settings.batch_size)
     texts = [renderer.text(answer.tolist()) for answer in sampled]
     worth = None
@@ -137,7 +138,7 @@ def compared_answers(
     ask = (module, prompts, renderer, settings, dataset.gold)
     as_trained = trainer.precision_plugin.forward_context
     with as_trained():
-        own = sample_policy(module.policy, *ask, seed=2 * seed, against_base=module.base is not None)
+        own = sample_policy(module.policy, *ask, seed=2 * seed, against_base=True)
     if module.base is None:
         return Compared(prompts, own, None)
     with module.base.policy(module.policy.device) as base, as_trained():
