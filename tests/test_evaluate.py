@@ -22,6 +22,9 @@ KINDS = {
     "biased": ("model=hf_lora", "optimizer.lr=0.05", "model.adapter.bias=lora_only"),
     "4-bit": ("model=hf_4bit", "optimizer.lr=0.05"),
     "judge": ("model=hf_lora", "loss=bradley_terry", "optimizer.lr=0.05"),
+    "in bfloat16": ("model=hf", "loss=bradley_terry", "optimizer.lr=0.05", "trainer.precision=bf16-true"),
+    "soft": ("model=hf", "optimizer.lr=0.01", "data.train=SOFT"),
+    "target": ("model=hf", "optimizer.lr=0.01", "data.train=SOFT", "data.soft=target"),
     "heads": ("model=hf", "loss=bradley_terry", "loss.sft_weight=0.5", "optimizer.lr=0.01"),
 }
 SMALL = ["evaluation.prompts=2", "evaluation.samples_per_prompt=2", "evaluation.max_new_tokens=4"]
@@ -38,7 +41,8 @@ class Runs(dict):
         if kind == "4-bit":
             pytest.importorskip("bitsandbytes")
         (self.folder / kind).mkdir()
-        self[kind] = trained(self.folder / kind, f"model.name={self.base}", *KINDS[kind])
+        options = [option.replace("SOFT", soft_file(self.folder)) for option in KINDS[kind]]
+        self[kind] = trained(self.folder / kind, f"model.name={self.base}", *options)
         return self[kind]
 
 
@@ -73,6 +77,13 @@ def labels_file(folder: Path) -> str:
     pairs = lines(pairs_file(folder))
     judged = [{"prompt": row["prompt"], "completion": row["chosen"], "label": i % 2} for i, row in enumerate(pairs)]
     return write(folder / "labels.jsonl", judged)
+
+
+def soft_file(folder: Path) -> str:
+    """Pairs whose second answer is the better one with a probability between."""
+    columns = {"prompt": "instruction", "chosen": "output_1", "rejected": "output_2"}
+    rows = [{ours: row[theirs] for theirs, ours in columns.items()} for row in lines(pairs_file(folder))]
+    return write(folder / "soft.jsonl", [{**row, "preference": 1 + (i % 5) / 5} for i, row in enumerate(rows)])
 
 
 SUBSETS = ("alpacaeval-easy", "alpacaeval-easy", "mt-bench-med", "math-prm", "hep-cpp", "of my own")
@@ -295,6 +306,8 @@ WRONG_EVALUATIONS = [
     (["model.name=BASE"], "data must be given with model.name, e.g. data=jsonl data.test=pairs.jsonl"),
     (["model.name=BASE", "base=BASE", *ROWS], "base must be left out with model.name"),
     (["run=RUN", "base=BASE"], "holds whole weights and needs no base"),
+    (["run=JUDGE", "base=BASE"], "holds whole weights and needs no base"),
+    (["run=JUDGE", *ROWS, "data.soft=sotf"], "data.soft must be one of weight, target"),
     (["run=RUN", "data=jsonl"], "data.test must be a file of pairs or labels, e.g. data.test=pairs.jsonl"),
     (["run=RUN", "data=jsnol", "data.test=PAIRS"], "data=jsnol: no such option; did you mean 'jsonl'?"),
     (

@@ -121,8 +121,7 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
     import torch  # only once the request is well formed
 
     _check_devices(settings.trainer)
-    objective = build_objective(cfg)
-    _soften(objective, settings.data.soft)
+    objective = build_objective(cfg, settings.data.soft)
     preset = (HydraConfig.get().runtime.choices if choices is None else choices).get("preset")
     if preset and not preset.startswith(f"{objective.name}_"):
         raise RequestError(f"preset={preset} is not for loss={objective.name}; name the loss before the underscore")
@@ -143,13 +142,14 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
     )
 
 
-def build_objective(cfg: DictConfig) -> Objective:
-    """The method that `loss` names."""
+def build_objective(cfg: DictConfig, soft: str) -> Objective:
+    """The method that `loss` names. soft: `data.soft`."""
     from prefopt.objectives import Objective
 
     objective = _instantiate(cfg, "loss")
     if not isinstance(objective, Objective):
         raise RequestError(f"loss._target_={cfg.loss.get('_target_')} is no Objective; see CONTRIBUTING, «Add a loss»")
+    _soften(objective, soft)
     return objective
 
 
@@ -166,10 +166,10 @@ def trained_settings(run: Finished) -> Settings:
         ) from error
 
 
-def trained_objective(run: Finished) -> Objective:
-    """The method that a run trained by."""
+def trained_objective(run: Finished, soft: str) -> Objective:
+    """The method that a run trained by. soft: what a soft label is to it, as `data.soft`."""
     check_targets(run.config)
-    return build_objective(OmegaConf.create(run.config))
+    return build_objective(OmegaConf.create(run.config), soft)
 
 
 def _check_places(settings: Settings, plain: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`prefopt evaluate`: a run or any model, opened and measured by what measures a run when it ends."""
+"""`prefopt evaluate`: a run or any model, measured by what measures a run when it ends."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import shlex
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from prefopt.config import trained_objective
 from prefopt.data.audit import in_words
-from prefopt.data.origins import Origin, open_origin
 from prefopt.data.prepare import Dataset
-from prefopt.data.render import Renderer
 from prefopt.errors import FAILED, OK, RequestError, first_line
 from prefopt.files import replacing_folder, write_json, write_lines
-from prefopt.jobs.assemble import plain_base, prepare_rows
+from prefopt.jobs.assemble import prepare_rows
 from prefopt.jobs.evaluate import (
     Compared,
     HeldOut,
@@ -33,16 +29,10 @@ from prefopt.jobs.evaluate import (
     held_out_rows,
     sample_rows,
 )
-from prefopt.jobs.loading import Opened, check_base, open_judge, open_model, open_run, quieten, started_from
-from prefopt.jobs.precision import settle
+from prefopt.jobs.loading import quieten
+from prefopt.jobs.subject import ACCELERATORS, Rows, Subject, open_subject
 from prefopt.metrics.held_out import slice_measures
 from prefopt.metrics.rewardbench import section_scores
-from prefopt.models.adapter import adapter_file
-from prefopt.models.base import Base
-from prefopt.models.build import other_model
-from prefopt.models.files import expanded, is_classifier
-from prefopt.models.policy import Policy
-from prefopt.models.reference import AdapterOff, FrozenCopy, Reference
 from prefopt.module import PreferenceModule
 from prefopt.objectives import Needs, Objective
 from prefopt.objectives.base import Term
@@ -51,31 +41,10 @@ from prefopt.records import Scores
 from prefopt.reports.terminal import print_evaluation
 from prefopt.run import Finished, git_revision, versions
 from prefopt.schedules import constant
-from prefopt.settings import DataSettings, EvaluateSettings, EvaluationSettings, Settings
+from prefopt.settings import EvaluateSettings, EvaluationSettings
 
 SCHEMA = 1
 ACCURACIES = ("accuracy", "accuracy_logratio", "accuracy_logp")
-ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What is evaluated on. asked: how the data were named; the run's own settings of data where they were not."""
-
-    data: DataSettings
-    origin: Origin
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated. method: that trained it; None of another model. base: whom it is held against, if anybody."""
-
-    name: str
-    policy: Policy
-    renderer: Renderer
-    method: Objective | None
-    base: Reference | None
-    precision: Any = "32-true"
 
 
 def evaluate(asked: EvaluateSettings, run: Finished | None, rows: Rows, settings: EvaluationSettings, out: Path) -> int:
@@ -124,92 +93,6 @@ def write_evaluation(
     }
     write_json(folder / "summary.json", summary)
     return summary
-
-
-# ---------------------------------------------------------------- who is evaluated
-
-
-def open_subject(asked: EvaluateSettings, run: Finished | None, rows: Rows) -> Subject:
-    if run is not None:
-        return _judge(asked, run) if run.judges else _trained(asked, run, rows)
-    name, trust = expanded(str(asked.model.name)), asked.model.trust_remote_code
-    if is_classifier(name, "model.name"):
-        return _judge(asked, None)
-    opened = open_model(name, asked.model.dtype, trust)
-    base = other_model(asked.reference, "reference", opened.base, trust) if asked.reference else None
-    return Subject(name, opened.policy(), reading(opened.renderer, asked.data), None, base)
-
-
-def _judge(asked: EvaluateSettings, run: Finished | None) -> Subject:
-    """A reward model, which nothing is held against."""
-    if asked.reference:
-        raise RequestError(f"reference={asked.reference}: a reward model has no log-probs to hold against it")
-    key, name = ("run", str(run.path)) if run else ("model.name", str(asked.model.name))
-    judge = open_judge(name, asked.model.trust_remote_code, key, asked.model.dtype)
-    method = trained_objective(run) if run else None
-    return Subject(name, judge.model.policy, reading(judge.renderer, asked.data), method, None)
-
-
-def _trained(asked: EvaluateSettings, run: Finished, rows: Rows) -> Subject:
-    """A policy in the precision it trained in, held against what it started from."""
-    opened = open_run(run, asked.base, asked.model.dtype)
-    settings, method = opened.settings, trained_objective(run)
-    assert settings is not None  # of a run
-    policy = opened.policy()
-    heads = run.model / "heads.safetensors"
-    if heads.is_file():
-        policy = Policy(policy.model, method.needs.heads, opened.renderer.end_ids).eval()
-        policy.heads.load_state_dict(load_file(heads))
-    if asked.reference:
-        base: Reference = other_model(asked.reference, "reference", opened.base, settings.model.trust_remote_code)
-    else:
-        base = start_of(asked, run, opened, policy, settings, rows)
-    trainer = replace(settings.trainer, devices=1, accelerator=ACCELERATORS[asked.device])
-    settle(trainer, run.summary["precision"])
-    precision = replace(settings, trainer=trainer).lightning_precision
-    return Subject(str(run.path), policy, reading(opened.renderer, asked.data), method, base, precision)
-
-
-def start_of(
-    asked: EvaluateSettings, run: Finished, opened: Opened, policy: Policy, settings: Settings, rows: Rows
-) -> Reference:
-    """What the run started from, at the least cost; RequestError where it is not that any more."""
-    if run.adapted:
-        check_base(run, opened)
-        start = replace(opened.base, adapter=started_from(run))
-        if start.adapter is None and adapter_file(str(run.model), run.key).get("bias") == "none":
-            return AdapterOff(policy)
-    else:
-        start = _whole_start(asked, run, settings, rows)
-    start = replace(start, ends=opened.renderer.end_ids)
-    return FrozenCopy(start.policy, f"what the run started from, {start.name}")
-
-
-def _whole_start(asked: EvaluateSettings, run: Finished, settings: Settings, rows: Rows) -> Base:
-    """Loaded again, or fitted again to the run's own rows where they are not in the cache."""
-    settings = replace(settings, cache_dir=asked.cache_dir)
-    origin = rows.origin if asked.data is None else open_origin(settings.data, Path(asked.cache_dir).expanduser())
-    try:
-        start = plain_base(settings, origin)
-        found, expected = start.hash(), run.summary["base_hash"]
-        if found != expected:
-            raise RequestError(f"its weights were {expected[:12]} and are now {found[:12]}")
-    except RequestError as error:
-        raise RequestError(
-            f"run={run.path}: what it started from is not there any more: {first_line(error)}"
-            "\nreference=FOLDER names a model to hold it against"
-        ) from error
-    return start
-
-
-def reading(renderer: Renderer, data: DataSettings | None) -> Renderer:
-    """How text is read: as the model read it, unless the data say how their prompts are meant."""
-    if data is None or (data.prompts == "auto" and not data.templated):
-        return renderer
-    chat, tokenizer = data.prompts == "chat", renderer.tokenizer
-    if chat and not tokenizer.chat_template:
-        raise RequestError(f"data.prompts=chat: {tokenizer.name_or_path} has no chat template; take data.prompts=text")
-    return Renderer(tokenizer, renderer.end_ids, chat=chat, templated=data.templated)
 
 
 # ---------------------------------------------------------------- measuring
