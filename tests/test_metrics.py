@@ -175,6 +175,8 @@ def test_bleu_by_hand():
     assert bleu([1, 2], [[1, 7], [7, 2]]) == pytest.approx((1 * 0.1) ** 0.5)
     # Two words, so words and pairs: all are there; too short by the nearest length, 3: exp(1 - 3/2).
     assert bleu([1, 2], [[1, 2, 3], [1, 2, 3, 4, 5, 6]]) == pytest.approx(math.exp(-0.5))
+    # The nearest length is 4, though another reference is shorter.
+    assert bleu([1, 2, 3], [[1], [1, 2, 3, 4]]) == pytest.approx(math.exp(-1 / 3))
     # As near as the longer one is the shorter one, which asks for no penalty.
     assert bleu([1, 2], [[1], [1, 2, 3]]) == pytest.approx(1)
     assert (bleu([], [[], [1]]), bleu([], [[1]])) == (1, 0)
