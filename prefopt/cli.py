@@ -10,6 +10,7 @@ from prefopt.errors import nearest
 
 COMMANDS = {
     "train": "train one method, leave a run folder",
+    "evaluate": "measure a run or any model on held-out rows, as at the end of training",
     "compare": "runs side by side, with statistics, on one page",
     "export": "write a run's model for use elsewhere, checked against the run",
     "sample": "chat with a model, or answer a file of prompts",

@@ -59,10 +59,10 @@ class PreferenceModule(L.LightningModule):
 
     def score(self, batch: Batch, against: Reference | None = None, always: bool = False) -> Scores:
         """The policy's scores, and those of whom it is held `against` (the reference, unless named) where the objective
-        needs them, or `always`."""
+        needs them, or `always` where there is one."""
         needs = self.objective.needs
         scores = score(self.policy, batch, needs.heads, needs.tokens, needs.prompt)
-        if needs.reference or (always and scores.logps is not None):
+        if needs.reference or (always and against is not None and scores.logps is not None):
             scores = replace(scores, ref_logps=reference_logps(against or self.reference, batch))
         return scores
 
@@ -144,7 +144,8 @@ class PreferenceModule(L.LightningModule):
 
     def held_out_measures(self, examples: Sequence[Encoded]) -> dict[str, float | None]:
         """What summary.json says of a split, after a validation pass over it."""
-        loss = sum(self.held_out_sums.compute().values())
+        terms = self.held_out_sums.compute()
+        loss = sum(terms.values()) if terms else math.nan
         return {"loss": loss if math.isfinite(loss) else None, **measures(self.held_out.compute(), examples)}
 
     # ------------------------------------------------------------ checkpoints

@@ -49,6 +49,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "callbacks/selfcheck": ("tests/test_selfcheck.py",),
     "callbacks/": MODELS,
     "metrics/optimum": OPTIMUM,
+    "metrics/": ("tests/test_metrics.py",),
     "module": MODELS,
 }
 
@@ -751,6 +752,59 @@ MUTANTS = [
         ("KL of best of n is log n", "np.log(n) - (n - 1) / n", "np.log(n)"),
         ("jackknife of a mean", "(total - 1) * left_out.var()", "left_out.var() / total"),
         ("places stay when one is left out", "weights * ordered[1:]", "weights * ordered[:-1]"),
+    ),
+    *of(
+        "metrics/answers.py",
+        ("against itself too", "[*g[:k], *g[k + 1 :]]", "g"),
+        ("against the others of all prompts", "for i in range(0, len(answers), per_prompt)]", "for i in [0]]"),
+        ("one answer has others", "if per_prompt < 2:", "if per_prompt < 1:"),
+        (
+            "the longer of two as near",
+            "min((abs(len(ids) - len(said)), len(ids))",
+            "min((abs(len(ids) - len(said)), -len(ids))",
+        ),
+        ("the shortest reference", "min((abs(len(ids) - len(said)), len(ids))", "min((0, len(ids))"),
+        ("nothing is like anything", "return float(r == 0)", "return 1.0"),
+        ("bigrams at most", "ORDER, NO_MATCH = 4, 0.1", "ORDER, NO_MATCH = 2, 0.1"),
+        ("no match is a half", "ORDER, NO_MATCH = 4, 0.1", "ORDER, NO_MATCH = 4, 0.5"),
+        ("orders that a text is too short for", "min(ORDER, c) + 1", "min(ORDER, c + 1) + 1"),
+        ("words alone", "range(1, min(ORDER, c) + 1)", "range(1, 2)"),
+        ("counts add up over references", "most |= _grams(ids, n)", "most += _grams(ids, n)"),
+        ("the last reference alone", "most |= _grams(ids, n)", "most = _grams(ids, n)"),
+        (
+            "each n-gram once",
+            "max((_grams(said, n) & most).total(), NO_MATCH)",
+            "max(len(_grams(said, n) & most), NO_MATCH)",
+        ),
+        (
+            "nothing is clipped",
+            "(_grams(said, n) & most).total()",
+            "sum(v for k, v in _grams(said, n).items() if k in most)",
+        ),
+        ("shares of all words", "/ (c - n + 1)", "/ c"),
+        ("longer is better", "min(0.0, 1 - r / c)", "(1 - r / c)"),
+        ("short is no fault", "min(0.0, 1 - r / c)", "0.0"),
+        ("penalty upside down", "min(0.0, 1 - r / c)", "min(0.0, 1 - c / r)"),
+        ("a product for the mean", "sum(logs) / len(logs)", "sum(logs)"),
+    ),
+    *of(
+        "metrics/rewardbench.py",
+        (
+            "subsets weigh alike",
+            "sum(weights[n] * v for n, v in known.items()) / sum(weights[n] for n in known)",
+            "sum(known.values()) / len(known)",
+        ),
+        ("subsets that are not there are wrong", "/ sum(weights[n] for n in known)", "/ sum(weights.values())"),
+        ("math by its rows", '"math-prm": 984', '"math-prm": 447'),
+        ("XSTest swapped", '"xstest-should-refuse": 154', '"xstest-should-refuse": 250'),
+        ("overall of some sections", "if len(found) == len(SECTIONS):", "if found:"),
+        ("overall is a sum", "sum(found.values()) / len(found)", "sum(found.values())"),
+    ),
+    *of(
+        "metrics/held_out.py",
+        ("completions for rows", 'len(np.unique(part["row"]))', 'len(part["row"])'),
+        ("all rows in every slice", "values[named == name]", "values"),
+        ("a slice of those without one", 'sorted(set(named) - {""})', "sorted(set(named))"),
     ),
 ]
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"callbacks", "reports", "sweep"},
     {"config"},
     {"jobs"},
-    {"train", "inspect", "export", "sample", "compare", "cli"},
+    {"train", "inspect", "export", "evaluate", "sample", "compare", "cli"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 HYDRA = {"config"}

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from prefopt.data.examples import Encoded, Example
-from prefopt.metrics.answers import Answers, answer_measures, distinct, gold_gain
-from prefopt.metrics.held_out import HeldOutTable, gold_measures, measures
+from prefopt.metrics.answers import Answers, answer_measures, bleu, distinct, gold_gain, self_bleu
+from prefopt.metrics.held_out import HeldOutTable, gold_measures, measures, slice_measures
+from prefopt.metrics.rewardbench import OVERALL, SECTIONS, section_scores
 from prefopt.metrics.rows import describe, wins
 from prefopt.metrics.sums import Sums
 from prefopt.records import Scores
@@ -162,6 +163,58 @@ def test_answers_by_hand():
     assert answer_measures(base)["kl"] is None
     assert answer_measures(Answers(2, ids, kl=np.zeros(4)))["kl"] == 0.0
     assert answer_measures(Answers(2, ids))["gold_reward"] is None
+
+
+def test_bleu_by_hand():
+    """Of 1 2 3 4 against 1 2 3 5: 3 of 4 words, 2 of 3 pairs, 1 of 2 triples, and none of 1, which counts as 0.1."""
+    assert bleu([1, 2, 3, 4], [[1, 2, 3, 5]]) == pytest.approx((3 / 4 * 2 / 3 * 1 / 2 * 0.1 / 1) ** 0.25)
+    assert bleu([1, 2, 3, 4, 5], [[1, 2, 3, 4, 5], [9]]) == pytest.approx(1)
+    # A word counts as often as in one reference: 1 1 1 has two of three words in 1 1, its pair once of two.
+    assert bleu([1, 1, 1], [[1, 1], [1, 5]]) == pytest.approx((2 / 3 * 1 / 2 * 0.1) ** (1 / 3))
+    # But any reference may have it: 1 2 has 1 of the one and 2 of the other, and no pair.
+    assert bleu([1, 2], [[1, 7], [7, 2]]) == pytest.approx((1 * 0.1) ** 0.5)
+    # Two words, so words and pairs: all are there; too short by the nearest length, 3: exp(1 - 3/2).
+    assert bleu([1, 2], [[1, 2, 3], [1, 2, 3, 4, 5, 6]]) == pytest.approx(math.exp(-0.5))
+    # The nearest length is 4, though another reference is shorter.
+    assert bleu([1, 2, 3], [[1], [1, 2, 3, 4]]) == pytest.approx(math.exp(-1 / 3))
+    # As near as the longer one is the shorter one, which asks for no penalty.
+    assert bleu([1, 2], [[1], [1, 2, 3]]) == pytest.approx(1)
+    assert (bleu([], [[], [1]]), bleu([], [[1]])) == (1, 0)
+
+
+def test_self_bleu_by_hand():
+    """Prompts by themselves: the same answer twice, then two without a word in common."""
+    ids = [[1, 2, 3, 4], [1, 2, 3, 4], [1, 2], [3, 4]]
+    assert self_bleu(ids, 2) == pytest.approx((1 + 1 + 2 * (0.1 / 2 * 0.1 / 1) ** 0.5) / 4)
+    assert self_bleu(ids, 1) is None
+    assert answer_measures(Answers(2, ids))["self_bleu"] == pytest.approx(self_bleu(ids, 2))
+
+
+def test_slices_by_hand():
+    """Slice a: right and a tie of weight 3; slice b: wrong; a row without a slice is in none."""
+    named = (("a", 1.0), ("a", 3.0), ("b", 1.0), (None, 1.0))
+    examples = [example((1.0, 0.0), slice=name, weight=w) for name, w in named]
+    pairs = [(2.0, 1.0), (1.0, 1.0), (0.0, 3.0), (9.0, 0.0)]
+    found = slice_measures(table(pairs, pairs, pairs, pairs), examples)
+    assert list(found) == ["a", "b"]
+    assert (found["a"]["rows"], found["b"]["rows"]) == (2, 1)
+    assert found["a"]["accuracy"] == pytest.approx((1 + 3 * 0.5) / 4)
+    assert found["a"]["margin"] == pytest.approx(1 / 4)
+    assert (found["b"]["accuracy"], found["b"]["margin"]) == (0, -3)
+    assert slice_measures(table(pairs[3:], pairs[3:], pairs[3:], pairs[3:]), examples[3:]) is None
+
+
+def test_the_sections_of_rewardbench_by_hand():
+    """Chat: (100 · 0.9 + 40 · 0.5) / 140. Reasoning: math-prm counts 984, one language 164. No other section is there,
+    so there is no overall score; with all there is, and it is the mean of four whatever their sizes."""
+    known = {"alpacaeval-easy": 0.9, "mt-bench-med": 0.5, "math-prm": 0.25, "hep-cpp": 1.0, "mine": 0.0, "hep-go": None}
+    found = section_scores(known)
+    assert found == pytest.approx({"Chat": (90 + 20) / 140, "Reasoning": (984 * 0.25 + 164) / (984 + 164)})
+    assert section_scores({"mine": 1.0}) is None
+    every = {name: float(section == "Chat") for section, weights in SECTIONS.items() for name in weights}
+    assert section_scores(every)[OVERALL] == pytest.approx(1 / 4)
+    counts = {section: sum(weights.values()) for section, weights in SECTIONS.items()}
+    assert counts == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 2 * 984}  # rows; code and math alike
 
 
 def test_gold_gain_by_hand():

@@ -7,13 +7,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from prefopt import compare, export, sample
+from prefopt import compare, evaluate, export, sample
 from prefopt.config import compose_request
 from prefopt.errors import OK
 from prefopt.jobs.train import train
@@ -26,7 +27,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 INSPECT = [line.split(maxsplit=3)[3] for line in COMMANDS if line.startswith("python -m prefopt.inspect")]
-AFTER = {"compare": compare, "export": export, "sample": sample}  # commands on the runs of other commands
+AFTER = {
+    "compare": compare,
+    "evaluate": evaluate,
+    "export": export,
+    "sample": sample,
+}  # commands on the runs of other commands
 ASKED = [line.split(maxsplit=3)[3] for line in COMMANDS if line.startswith("python -m prefopt.train")]
 SWEEPS = [asked for asked in ASKED if asked.startswith("-m ")]
 TRAIN = [asked for asked in ASKED if asked not in SWEEPS]
@@ -100,16 +106,23 @@ def test_commands_after_training(desk, cache_dir, monkeypatch):
     for loss, run in (("dpo", "runs/dpo"), ("orpo", "runs/orpo"), ("bradley_terry", "runs/judge")):
         assert train(compose_request([*data, *sizes, f"loss={loss}", f"run_dir={run}"])) == OK
     monkeypatch.setattr(sys, "stdin", io.StringIO("How do I boil an egg?\n"))
+    shutil.copytree("runs/dpo/model", "path/to/model", dirs_exist_ok=True)  # of one vocabulary with runs/orpo
+    bench = {"chosen_model": "a", "rejected_model": "b", "subset": "hep-cpp", "id": 0}
+    rows = [json.loads(line) | bench for line in Path("pairs.jsonl").read_text().splitlines()]
+    Path("rewardbench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = [size for size in sizes if size.startswith("evaluation.")]
+    short = {"sample": ["max_new_tokens=8"], "evaluate": [*few, f"cache_dir={cache_dir}"]}
     ran = 0
     for line in COMMANDS:
         name = line.removeprefix("python -m prefopt.").split()[0]
         if name in AFTER:
-            short = ["max_new_tokens=8"] if name == "sample" else []
-            monkeypatch.setattr(sys, "argv", [f"prefopt.{name}", *shlex.split(line)[3:], *short])
+            monkeypatch.setattr(sys, "argv", [f"prefopt.{name}", *shlex.split(line)[3:], *short.get(name, [])])
             assert AFTER[name].main() == OK, line
             ran += 1
-    assert ran == 5
-    assert {"report", "exported", "answers.jsonl", "best.jsonl"} <= {path.name for path in desk.iterdir()}
+    assert ran == 9
+    assert {"report", "evaluations", "evaluated", "exported", "answers.jsonl", "best.jsonl"} <= {
+        path.name for path in desk.iterdir()
+    }
 
 
 def _save_tokenizer(desk: Path) -> None:

@@ -1,6 +1,25 @@
 """Hydra at the edge: what was asked becomes a `Request`, or two lines that say what is wrong with it."""
 
 from prefopt.config.guard import config_dir
-from prefopt.config.request import Request, build_request, command, compose_request, read_keys, read_settings
+from prefopt.config.request import (
+    Request,
+    build_request,
+    command,
+    compose_request,
+    read_keys,
+    read_settings,
+    trained_objective,
+    trained_settings,
+)
 
-__all__ = ["Request", "build_request", "command", "compose_request", "config_dir", "read_keys", "read_settings"]
+__all__ = [
+    "Request",
+    "build_request",
+    "command",
+    "compose_request",
+    "config_dir",
+    "read_keys",
+    "read_settings",
+    "trained_objective",
+    "trained_settings",
+]

@@ -36,16 +36,22 @@ def explain(error: BaseException, config_name: str, overrides: Iterable[str]) ->
         return no_key(str(error.full_key), [field.name for field in fields(typed)])
     overrides = _one_run(config_name, list(overrides))
     wrong_key = re.search(r"Could not override '([^']+)'", text)
-    if wrong_key and "No match in the defaults list" in text:
-        groups = sorted(folder.name for folder in Path(config_dir()).iterdir() if folder.is_dir())
-        return no_key(wrong_key[1].split("@")[0], groups)
     if wrong_key:
         key = wrong_key[1]
         rest = [override for override in overrides if override.split("=")[0].lstrip("+~") != key]
+    if wrong_key and "No match in the defaults list" in text:
+        inside = [f"{key}.{name}" for name in _keys_beside(f"{key}.", config_name, rest)]
+        if inside:
+            return f"{key}: no options of it here, only keys\naccepted: {', '.join(inside)}"
+        groups = sorted(folder.name for folder in Path(config_dir()).iterdir() if folder.is_dir())
+        return no_key(key.split("@")[0], groups)
+    if wrong_key:
         known = _keys_beside(key, config_name, rest)
         while not known and "." in key:  # nor is there what it was looked for under
             key = key.rpartition(".")[0]
             known = _keys_beside(key, config_name, rest)
+        if key != wrong_key[1] and key in known:
+            return _not_chosen(wrong_key[1], key)
         return no_key(key, known)
     full_key = getattr(error, "full_key", None)
     return f"{full_key}: {first_line(error)}" if full_key else first_line(error)
@@ -90,6 +96,13 @@ def _no_option(error: MissingConfigException) -> str:
         return first_line(error)
     options = sorted(set(error.options))
     return f"{group}={option}: no such option{nearest(option, options)}\naccepted: {', '.join(options)}"
+
+
+def _not_chosen(key: str, parent: str) -> str:
+    """A key below what is null: the group that it belongs to has no option yet."""
+    options = sorted(file.stem for file in (Path(config_dir()) / parent).glob("*.yaml"))
+    way_out = f"; choose it first, e.g. {parent}={options[-1]}\naccepted: {', '.join(options)}" if options else ""
+    return f"{key}: {parent} is null{way_out}"
 
 
 def no_key(key: str, known: Iterable[Any]) -> str:

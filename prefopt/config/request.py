@@ -25,7 +25,7 @@ from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError, first_l
 from prefopt.files import check_can_be_made
 from prefopt.models.files import check_local, need_bitsandbytes
 from prefopt.progress import is_main_process
-from prefopt.run import check_run_folder
+from prefopt.run import Finished, check_run_folder
 from prefopt.settings import Settings, TrainerSettings
 
 if TYPE_CHECKING:
@@ -121,13 +121,8 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
         )
     import torch  # only once the request is well formed
 
-    from prefopt.objectives import Objective
-
     _check_devices(settings.trainer)
-    objective = _instantiate(cfg, "loss")
-    if not isinstance(objective, Objective):
-        raise RequestError(f"loss._target_={cfg.loss.get('_target_')} is no Objective; see CONTRIBUTING, «Add a loss»")
-    _soften(objective, settings.data.soft)
+    objective = build_objective(cfg, settings.data.soft)
     preset = (HydraConfig.get().runtime.choices if choices is None else choices).get("preset")
     if preset and not preset.startswith(f"{objective.name}_"):
         raise RequestError(f"preset={preset} is not for loss={objective.name}; name the loss before the underscore")
@@ -146,6 +141,36 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
         strategy=cfg.strategy.name,
         plain=plain,
     )
+
+
+def build_objective(cfg: DictConfig, soft: str) -> Objective:
+    """The method that `loss` names. soft: `data.soft`."""
+    from prefopt.objectives import Objective
+
+    objective = _instantiate(cfg, "loss")
+    if not isinstance(objective, Objective):
+        raise RequestError(f"loss._target_={cfg.loss.get('_target_')} is no Objective; see CONTRIBUTING, «Add a loss»")
+    _soften(objective, soft)
+    return objective
+
+
+def trained_settings(run: Finished) -> Settings:
+    """The typed request that a run answered."""
+    places = {"run_dir": str(run.path), "cache_dir": "", "debug": False}
+    try:
+        return read_settings(OmegaConf.create({**run.config, **places}))
+    except (RequestError, OmegaConfBaseException, KeyError) as error:
+        made = (run.summary.get("versions") or {}).get("prefopt")
+        reason = first_line(error)
+        raise RequestError(
+            f"{run.key}={run.path}: its config.json, written by prefopt {made}, is not read here: {reason}"
+        ) from error
+
+
+def trained_objective(run: Finished, soft: str) -> Objective:
+    """The method that a run trained by. soft: what a soft label is to it, as `data.soft`."""
+    check_targets(run.config)
+    return build_objective(OmegaConf.create(run.config), soft)
 
 
 def _check_places(settings: Settings, plain: dict[str, Any]) -> None:
@@ -207,6 +232,7 @@ def read_settings(cfg: DictConfig) -> Settings:
 
 def read_keys(cfg: DictConfig, schema: type[Keys]) -> Keys:
     """The keys of a command that trains nothing, held against its schema."""
+    OmegaConf.resolve(cfg)
     known = [field.name for field in fields(schema)]  # type: ignore[arg-type]
     for key in cfg:
         if key not in known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from prefopt.data.examples import digest
@@ -16,10 +16,13 @@ USUAL = {"train": ("train",), "val": ("validation", "val", "dev", "valid"), "tes
 Tables = dict[str, tuple[str, Callable[[], Iterable[tuple[str, Any]]]]]
 
 
-def hub_tables(settings: DataSettings, left_out: Counter[str]) -> tuple[Tables, Callable[[], str]]:
+def hub_tables(
+    settings: DataSettings, left_out: Counter[str], splits: Sequence[str] = SPLITS
+) -> tuple[Tables, Callable[[], str]]:
     """Rows by split, adapted where the data set is a well-known one, and the hash of what they are.
 
-    left_out: is told by split how many rows the adapter left out of the last pass over them.
+    left_out: is told by split how many rows the adapter left out of the last pass over them. splits: those that are
+    read, of which the first must be there.
     """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
@@ -33,7 +36,7 @@ def hub_tables(settings: DataSettings, left_out: Counter[str]) -> tuple[Tables, 
         found = datasets.load_dataset(published, **part, revision=settings.revision)
     except (DatasetNotFoundError, ValueError, OSError, ConnectionError) as error:
         raise RequestError(f"data.name={name}: cannot be loaded: {first_line(error)}") from error
-    chosen = {split: found[title] for split, title in _titles(settings, adapter, list(found)).items()}
+    chosen = {split: found[title] for split, title in _titles(settings, adapter, list(found), splits).items()}
     tables: Tables = {
         split: (f"{name} ({table.split})", _rows(name, split, table, adapter, left_out))
         for split, table in chosen.items()
@@ -44,10 +47,10 @@ def hub_tables(settings: DataSettings, left_out: Counter[str]) -> tuple[Tables, 
     return tables, lambda: digest((*read, *held))
 
 
-def _titles(settings: DataSettings, adapter: Adapter, there: list[str]) -> dict[str, str]:
+def _titles(settings: DataSettings, adapter: Adapter, there: list[str], splits: Sequence[str]) -> dict[str, str]:
     """The data set's own name of each of our splits."""
     titles = {}
-    for split in SPLITS:
+    for split in splits:
         asked = getattr(settings, split)
         if asked and asked not in there:
             hint = nearest(asked, there)
@@ -56,8 +59,10 @@ def _titles(settings: DataSettings, adapter: Adapter, there: list[str]) -> dict[
         title = asked or next((title for title in usual if title in there), None)
         if title:
             titles[split] = title
-    if "train" not in titles:
-        raise RequestError(f"data.train: {settings.name} has the splits {', '.join(there)}; name the one to train on")
+    first = splits[0]
+    if first not in titles:
+        use = "train on" if first == "train" else "evaluate"
+        raise RequestError(f"data.{first}: {settings.name} has the splits {', '.join(there)}; name the one to {use}")
     return titles
 
 

@@ -24,7 +24,7 @@ from prefopt.files import cached_folder
 from prefopt.settings import DataSettings
 from prefopt.settings.checks import one_of, require
 
-VERSION = 1  # a change in what the same files mean must change it: prepared data are found by it
+VERSION = 2  # a change in what the same files mean must change it: prepared data are found by it
 WORLD_VERSION = 2  # likewise of the pairs that are sampled from the same world
 LONGEST = 16  # tokens of the world's longest answer, its end token included, rounded up
 Write = Callable[[list[str], int, int], list[str]]  # (prompts, most new tokens, seed) to answers
@@ -55,34 +55,37 @@ class Origin(Protocol):
         """Everything. writer: called only where completions are written for the data."""
 
 
-def open_origin(settings: DataSettings, cache: Path) -> Origin:
-    """RequestError where what it needs is not given, or what it does not read is."""
+def open_origin(settings: DataSettings, cache: Path, splits: Sequence[str] = SPLITS) -> Origin:
+    """RequestError where what it needs is not given, or what it does not read is.
+
+    splits: of recorded rows those that are read. The first must be there; the others are cut from it where they miss.
+    """
     one_of(settings.kind, "data.kind", tuple(ORIGINS))
     named = (settings.kind == "hub") == bool(settings.name)
     require(named, "data.name", "a data set of the hub, with data=hub and only there", settings.name)
-    return ORIGINS[settings.kind](settings, cache)
+    return ORIGINS[settings.kind](settings, cache, tuple(splits))
 
 
-def _controlled(settings: DataSettings, cache: Path) -> Origin:
+def _controlled(settings: DataSettings, cache: Path, splits: tuple[str, ...]) -> Origin:
     for name in SPLITS:
         path = getattr(settings, name)
         require(path is None, f"data.{name}", "left out of the controlled world; files go with data=jsonl", path)
     return Controlled(settings, cache)
 
 
-def _files(settings: DataSettings, cache: Path) -> Origin:
-    given = bool(settings.train)
-    require(given, "data.train", "a file of pairs or labels, e.g. data.train=pairs.jsonl", settings.train)
-    files = {name: path for name in SPLITS if (path := getattr(settings, name))}
+def _files(settings: DataSettings, cache: Path, splits: tuple[str, ...]) -> Origin:
+    key, first = f"data.{splits[0]}", getattr(settings, splits[0])
+    require(bool(first), key, f"a file of pairs or labels, e.g. {key}=pairs.jsonl", first)
+    files = {name: path for name in splits if (path := getattr(settings, name))}
     tables: Tables = {name: (path, partial(read_rows, path, f"data.{name}")) for name, path in files.items()}
-    return Recorded(settings, lambda: (tables, partial(_bytes_hash, files)))
+    return Recorded(settings, lambda: (tables, partial(_bytes_hash, files)), splits)
 
 
-def _hub(settings: DataSettings, cache: Path) -> Origin:
+def _hub(settings: DataSettings, cache: Path, splits: tuple[str, ...]) -> Origin:
     from prefopt.data.hub import hub_tables
 
     left_out = Counter[str]()
-    return Recorded(settings, partial(hub_tables, settings, left_out), local=False, left_out=left_out)
+    return Recorded(settings, partial(hub_tables, settings, left_out, splits), splits, local=False, left_out=left_out)
 
 
 ORIGINS = {"controlled": _controlled, "jsonl": _files, "hub": _hub}  # by data.kind
@@ -93,10 +96,12 @@ Tables = dict[str, tuple[str, Callable[[], Iterable[tuple[str, Any]]]]]  # by sp
 
 @dataclass(frozen=True)
 class Recorded:
-    """Tables of rows, by the split that they were given for. left_out: by table, rows that never become examples."""
+    """Tables of rows, by the split that they were given for. wanted: the splits that must hold rows. left_out: by
+    table, rows that never become examples."""
 
     settings: DataSettings
     open: Callable[[], tuple[Tables, Callable[[], str]]]  # the tables, and how to hash what they hold
+    wanted: tuple[str, ...] = SPLITS
     local: bool = True
     left_out: Counter[str] = field(default_factory=Counter)
     _notes: dict[str, str] = field(default_factory=dict)
@@ -109,7 +114,7 @@ class Recorded:
 
     @cached_property
     def _splits(self) -> Splits:
-        return Splits(self._read, self.settings.held_out, self.left_out.total)
+        return Splits(self._read, self.settings.held_out, self.left_out.total, self.wanted)
 
     def _read(self) -> Iterator[tuple[str, Example]]:
         for name, (title, rows) in self._opened[0].items():

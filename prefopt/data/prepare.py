@@ -106,7 +106,7 @@ def _prepare(splits: Splits, encoder: Encoder, recipe: Recipe, folder: Path) -> 
     if splits.left_out():
         dropped["left_out_by_adapter"] = splits.left_out()
     rows_in = splits.rows + splits.left_out()
-    _check(reports, rows_in, dropped)
+    _check(reports, splits.wanted, rows_in, dropped)
     audit = {
         "rows_in": rows_in,
         "rows_kept": sum(report["rows"] for report in reports.values()),
@@ -127,11 +127,12 @@ def _ids(encoded: Encoded) -> bytes:
     return np.concatenate(([len(texts), *map(len, texts)], *texts)).astype("<i8").tobytes()
 
 
-def _check(reports: dict[str, dict[str, Any]], rows: int, dropped: Counter[str]) -> None:
+def _check(reports: dict[str, dict[str, Any]], wanted: Sequence[str], rows: int, dropped: Counter[str]) -> None:
     reasons = in_words(dict(dropped.most_common())) or "it was empty"
-    if not reports["train"]["rows"]:
-        raise RequestError(f"no training row is left of {rows}: {reasons}")
-    for name in SPLITS:
+    if not reports[wanted[0]]["rows"]:
+        what = "training" if wanted[0] == "train" else wanted[0]
+        raise RequestError(f"no {what} row is left of {rows}: {reasons}")
+    for name in wanted:
         if not reports[name]["rows"]:
             raise RequestError(f"no {name} row is left: give data.{name}, or more prompts to cut it from ({reasons})")
         if 0 < reports[name]["pairs"] < reports[name]["rows"]:

@@ -124,6 +124,13 @@ _declare(
     row=_labelled,
     source="https://huggingface.co/datasets/trl-lib/kto-mix-14k/blame/main/README.md",
 )
+# Another split, raw, holds what was filtered out as well. The columns are a shape of their own.
+_declare(
+    "allenai/reward-bench",
+    row=unchanged,
+    splits={"test": "filtered"},
+    source="https://huggingface.co/datasets/allenai/reward-bench",
+)
 _declare("Intel/orca_dpo_pairs", row=_orca, source="https://huggingface.co/datasets/Intel/orca_dpo_pairs")
 
 

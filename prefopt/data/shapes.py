@@ -107,7 +107,7 @@ def _example(shape: Shape, row: Row, where: str) -> Example:
         extras = {name: _optional(name, row[name]) for name in OPTIONAL if row.get(name) is not None}
         if extras.pop("tie", False):
             fields = {**fields, "scores": (0.0,) * len(fields["scores"]), "target": 0.5}
-        return Example(**fields, **extras, source=where)
+        return Example(**{**fields, **extras}, source=where)
     except KeyError as error:
         raise RequestError(f"{where}: column {error} is missing; the first row has it") from error
     except ValueError as error:
@@ -127,6 +127,11 @@ def _optional(name: str, value: Any) -> Any:
 
 def _pair(row: Row, better: str = "chosen", worse: str = "rejected") -> Fields:
     return {**_under_prompt(row, better, worse), "scores": (1.0, 0.0)}
+
+
+def _benchmark(row: Row) -> Fields:
+    """RewardBench's: who wrote the answers plays no part, and accuracy is told by subset."""
+    return {**_pair(row), "slice": text_of("subset", row["subset"])}
 
 
 def _implicit_pair(row: Row) -> Fields:
@@ -323,6 +328,11 @@ def _list(name: str, value: Any) -> list[Any]:
 
 # The first shape whose columns a row has is its shape, so what says more stands before what says less.
 SHAPES = (
+    Shape(
+        "pairs with a prompt (RewardBench)",
+        ("prompt", "chosen", "rejected", "chosen_model", "rejected_model", "subset"),
+        _benchmark,
+    ),
     Shape("pairs with a prompt", ("prompt", "chosen", "rejected"), _pair),
     Shape(
         "pairs with a prompt (NeMo-Aligner)",

@@ -19,12 +19,13 @@ class Splits:
 
     `held_out` of the training prompts become val, half of the val prompts become test. A prompt's rows stay together,
     and the cut depends on nothing but the prompts. read: all rows, in their order; called once per pass. left_out: how
-    many further rows the last pass left out.
+    many further rows the last pass left out. wanted: those that must hold rows.
     """
 
     read: Callable[[], Iterable[tuple[str, Example]]]
     held_out: float
     left_out: Callable[[], int] = lambda: 0
+    wanted: tuple[str, ...] = SPLITS
 
     def __iter__(self) -> Iterator[tuple[str, Example]]:
         """(split, example) of every row."""
@@ -60,8 +61,8 @@ class Splits:
 
     def refuse_empty(self) -> None:
         """Too few prompts to hold any out."""
-        for name, prompts in self._prompts.items():
-            if not prompts:
+        for name in self.wanted:
+            if not self._prompts[name]:
                 raise RequestError(f"no {name} row is left: give data.{name}, or more prompts to cut it from")
 
     def shared(self, one: str, other: str) -> frozenset[int]:

@@ -18,7 +18,7 @@ from prefopt.config import Request
 from prefopt.data.audit import in_words, warnings
 from prefopt.data.loader import ByLength, Plan, TokenPlan, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
-from prefopt.data.origins import Write
+from prefopt.data.origins import Origin, Write
 from prefopt.data.prepare import Dataset, Recipe, prepared
 from prefopt.data.render import Renderer
 from prefopt.data.views import View, view
@@ -33,7 +33,7 @@ from prefopt.progress import say
 from prefopt.schedules import steps_of
 from prefopt.scoring import ReferenceStore, generate
 from prefopt.scoring.store import VERSION
-from prefopt.settings import Settings
+from prefopt.settings import DataSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,33 @@ def plan_of(request: Request, shown: View) -> Plan:
 def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
     """What a run starts from, how it reads text, and the rows as ids."""
     settings = request.settings
-    cache, origin, model = Path(settings.cache_dir).expanduser(), request.origin, settings.model
+    base = with_settings(plain_base(settings, request.origin), settings.model)
+    renderer = build_renderer(settings, base)
+    base = replace(base, ends=renderer.end_ids)  # what ends the answers of the data ends those of every policy
+    return base, renderer, prepare_rows(settings.data, request.origin, renderer, Path(settings.cache_dir).expanduser())
+
+
+def plain_base(settings: Settings, origin: Origin) -> Base:
+    """The weights that a run starts from, as `model` names them or fitted to the data; no adapter, not in 4 bits."""
+    model, dtype = settings.model, settings.weights_dtype
     if model.tiny is not None:
-        base = fitted_base(model.tiny, origin.demonstrations, cache, settings.weights_dtype)
-    else:
-        base = load_base(str(model.name), settings.weights_dtype, model.trust_remote_code)
-    base = with_settings(base, model)
+        return fitted_base(model.tiny, origin.demonstrations, Path(settings.cache_dir).expanduser(), dtype)
+    return load_base(str(model.name), dtype, model.trust_remote_code)
+
+
+def prepare_rows(data: DataSettings, origin: Origin, renderer: Renderer, cache: Path) -> Dataset:
+    """The rows as ids."""
 
     def writer() -> tuple[str, Write]:
-        author = fitted_base(settings.data.writer, origin.demonstrations, cache)
+        author = fitted_base(data.writer, origin.demonstrations, cache)
         return Path(author.name).name, lambda *asked: write(author, *asked)
 
     found = origin.find(writer)
-    renderer = build_renderer(settings, base)
-    base = replace(base, ends=renderer.end_ids)  # what ends the answers of the data ends those of every policy
-    recipe = Recipe(settings.data.max_length, settings.data.truncation, settings.data.on_leak)
+    recipe = Recipe(data.max_length, data.truncation, data.on_leak)
     dataset = replace(prepared(found.splits, found.fingerprint, renderer, recipe, cache), gold=found.gold)
     for note in found.notes:
         say(note)
-    return base, renderer, dataset
+    return dataset
 
 
 def build_renderer(settings: Settings, base: Base) -> Renderer:

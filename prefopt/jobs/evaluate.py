@@ -15,7 +15,8 @@ from prefopt.data.examples import Encoded
 from prefopt.data.module import held_out_loaders
 from prefopt.data.prepare import Dataset
 from prefopt.data.render import Renderer
-from prefopt.metrics.answers import Answers
+from prefopt.metrics.answers import Answers, answer_measures, gold_gain
+from prefopt.metrics.held_out import gold_measures, measures
 from prefopt.models.policy import Policy
 from prefopt.models.reference import reference_logps
 from prefopt.module import PreferenceModule
@@ -74,8 +75,9 @@ def sample_policy(
     seed: int,
     against_base: bool,
 ) -> Sampled:
-    """Greedy and sampled answers of `policy`; against_base adds each answer's log-ratio to the module's base,
-    whose mean is the KL only if the policy itself was sampled: at temperature 1."""
+    """Greedy and sampled answers of `policy`; against_base adds each answer's log-ratio to the module's base, if it has
+    one, whose mean is the KL only if the policy itself was sampled: at temperature 1. Without it the policy is the base
+    itself."""
     ids = [torch.from_numpy(encoded.prompt).to(policy.device) for encoded in prompts]
     repeated = [prompt for prompt in ids for _ in range(settings.samples_per_prompt)]
     generator = torch.Generator(policy.device).manual_seed(seed)
@@ -83,7 +85,7 @@ def sample_policy(
     sampled = generate(policy, repeated, temperature=settings.temperature, generator=generator, **size)
     greedy = generate(policy, ids, temperature=0.0, **size)
     kl = None if against_base else np.zeros(len(sampled))
-    if against_base and settings.temperature == 1:
+    if against_base and module.base is not None and settings.temperature == 1:
         kl = _log_ratios(policy, module, repeated, sampled, settings.batch_size)
     texts = [renderer.text(answer.tolist()) for answer in sampled]
     worth = None
@@ -112,27 +114,85 @@ def _log_ratios(
     return torch.cat(found).numpy()
 
 
-def sample_rows(prompts: list[Encoded], policy: Sampled, base: Sampled) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Compared:
+    """The fixed prompts with the answers of a policy, and those of whom it is held against, where there is somebody."""
+
+    prompts: list[Encoded]
+    policy: Sampled
+    base: Sampled | None
+
+
+def compared_answers(
+    trainer: L.Trainer,
+    module: PreferenceModule,
+    dataset: Dataset,
+    renderer: Renderer,
+    settings: EvaluationSettings,
+    seed: int,
+) -> Compared:
+    """Sampled on the device that the trainer has, in its precision."""
+    module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU when a validation ends
+    prompts = fixed_prompts(dataset, settings.prompts)
+    # Two seeds: the answers of the policy and of its base are compared as independent samples.
+    ask = (module, prompts, renderer, settings, dataset.gold)
+    as_trained = trainer.precision_plugin.forward_context
+    with as_trained():
+        own = sample_policy(module.policy, *ask, seed=2 * seed, against_base=True)
+    if module.base is None:
+        return Compared(prompts, own, None)
+    with module.base.policy(module.policy.device) as base, as_trained():
+        return Compared(prompts, own, sample_policy(base, *ask, seed=2 * seed + 1, against_base=False))
+
+
+def sample_rows(compared: Compared) -> list[dict[str, Any]]:
     """samples.jsonl: every fixed prompt with the answers of the policy and of the base; gold: of the sampled ones."""
-    k = policy.answers.per_prompt
     return [
         {
             "prompt": encoded.example.prompt,
-            "greedy": policy.greedy[i],
-            "sampled": policy.sampled[i * k : (i + 1) * k],
-            "gold": _rewards(policy, i),
-            "base_greedy": base.greedy[i],
-            "base_sampled": base.sampled[i * k : (i + 1) * k],
-            "base_gold": _rewards(base, i),
+            **_said(compared.policy, i),
+            **{f"base_{name}": said for name, said in _said(compared.base, i).items()},
         }
-        for i, encoded in enumerate(prompts)
+        for i, encoded in enumerate(compared.prompts)
     ]
 
 
-def _rewards(sampled: Sampled, i: int) -> list[float] | None:
-    """Of the sampled answers to prompt i; None where the true reward is not known."""
+def _said(sampled: Sampled | None, i: int) -> dict[str, Any]:
+    """To prompt i. gold: None where the true reward is not known."""
+    if sampled is None:
+        return dict.fromkeys(("greedy", "sampled", "gold"))
     gold, k = sampled.answers.gold, sampled.answers.per_prompt
-    return None if gold is None else gold[i * k : (i + 1) * k].tolist()
+    own = slice(i * k, (i + 1) * k)
+    worth = None if gold is None else gold[own].tolist()
+    return {"greedy": sampled.greedy[i], "sampled": sampled.sampled[own], "gold": worth}
+
+
+# ---------------------------------------------------------------- what a summary says
+
+
+def compared(test: HeldOut, dataset: Dataset, answers: Compared | None) -> dict[str, Any]:
+    """What summary.json says beside the measures of the rows: those of the base, of the answers, and of the world."""
+    base = answers.base if answers else None
+    return {
+        "test_reference": _base_measures(test, dataset),
+        "samples": answer_measures(answers.policy.answers, base.answers if base else None) if answers else None,
+        "samples_reference": answer_measures(base.answers) if base else None,
+        "world": _world(test, dataset, answers),
+    }
+
+
+def _base_measures(test: HeldOut, dataset: Dataset) -> dict[str, float | None]:
+    """What the base itself scores on the same rows: its log-ratio to itself is a tie everywhere."""
+    found = measures({**test.table, "logp": test.table["ref_logp"]}, dataset.test)
+    return {name: found[name] for name in ("accuracy_logratio", "accuracy_logp")}
+
+
+def _world(test: HeldOut, dataset: Dataset, answers: Compared | None) -> dict[str, float] | None:
+    """What can be told only where the gold reward is known."""
+    if dataset.gold is None or not np.isfinite(test.table["reward"]).all():
+        return None
+    gained = gold_gain(answers.policy.answers, answers.base.answers) if answers and answers.base else {}
+    return {**gold_measures(test.table, dataset.test), **gained}
 
 
 def held_out_rows(table: Table, examples: Sequence[Encoded]) -> list[dict[str, Any]]:

@@ -15,9 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from prefopt.errors import FAILED, OK, RequestError
 from prefopt.files import replacing_folder, write_json
-from prefopt.jobs.loading import Opened, open_run, quieten
-from prefopt.models.base import Base
-from prefopt.models.files import ADAPTER, expanded, is_adapter, stored_json
+from prefopt.jobs.loading import Opened, check_base, open_run, quieten, started_from
+from prefopt.models.files import ADAPTER, stored_json
 from prefopt.models.probe import FILE, Probe, difference, replay
 from prefopt.models.reward import merged
 from prefopt.run import Finished, versions
@@ -77,21 +76,6 @@ def write_export(asked: ExportSettings, run: Finished, folder: Path) -> dict[str
     lineage = {**origin(run, opened), "form": form, "dtype": dtype, "probe": proof}
     write_json(folder / "lineage.json", lineage)
     return lineage
-
-
-def check_base(run: Finished, opened: Opened) -> None:
-    """An adapter on other weights than it trained on is another model."""
-    if not run.adapted:
-        return
-    start = started_from(run)
-    if start is not None and not Path(start).is_dir():
-        return  # its hash covers an adapter that is gone; the probe will tell
-    found, expected = Base(opened.base.name, opened.base.tokenizer, adapter=start).hash(), run.summary["base_hash"]
-    if found != expected:
-        raise RequestError(
-            f"base={opened.base.name} has other weights than the run stood on: {found[:12]}, not {expected[:12]}"
-            "\nbase=FOLDER names the right one"
-        )
 
 
 # ---------------------------------------------------------------- the model
@@ -207,14 +191,3 @@ def origin(run: Finished, opened: Opened) -> dict[str, Any]:
 def base_name(run: Finished, opened: Opened) -> str:
     """Of a tiny base, which a whole run no longer needs, nothing but its hash is known."""
     return opened.base.name if run.adapted else run.config["model"]["name"] or "a tiny base"
-
-
-def started_from(run: Finished) -> str | None:
-    """The adapter that the run continued, if it did."""
-    model = run.config["model"]
-    if not run.adapted:
-        return None
-    start, name = model["adapter"]["start"], model["name"]
-    if start is None and name and is_adapter(expanded(name)):
-        start = name
-    return expanded(start) if start else None

@@ -8,17 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.config import read_settings
+from prefopt.config import trained_settings
 from prefopt.data.render import Renderer
-from prefopt.errors import RequestError, first_line
+from prefopt.errors import RequestError
 from prefopt.models.adapter import adapter_file
 from prefopt.models.base import Base
 from prefopt.models.build import load_base
-from prefopt.models.files import expanded, is_classifier, looks_like_path
+from prefopt.models.files import expanded, is_adapter, is_classifier, looks_like_path
 from prefopt.models.policy import Policy
 from prefopt.models.reward import RewardModel, load_reward
 from prefopt.run import Finished, judging_run, run_of_model
@@ -53,7 +51,7 @@ class Judge:
 
 def open_run(run: Finished, base: str | None = None, dtype: str | None = None, chat: bool | None = None) -> Opened:
     """The policy that a run trained. base: where the base of its adapter lies now, if it has moved."""
-    settings = run_settings(run)
+    settings = trained_settings(run)
     dtype = dtype or settings.weights_dtype
     trust = settings.model.trust_remote_code
     if not run.adapted:
@@ -72,19 +70,45 @@ def open_model(name: str, dtype: str | None = None, trust: bool = False, chat: b
     base = load_base(name, dtype or "float32", trust, "model.name")
     run = run_of_model(name, "model.name")
     if run is not None:
-        return Opened(base, _renderer(base, run_settings(run), chat))
+        return Opened(base, _renderer(base, trained_settings(run), chat))
     turns = bool(base.tokenizer.chat_template) if chat is None else chat
     return Opened(base, Renderer(base.tokenizer, base.end_ids(), chat=_checked(turns, base.tokenizer)))
 
 
-def open_judge(name: str, trust: bool = False) -> Judge:
+def open_judge(name: str, trust: bool = False, key: str = "reward.name", dtype: str | None = None) -> Judge:
     """A reward model: a run's folder, a hub name or another folder."""
-    key, run = "reward.name", judging_run(name)
-    model = load_reward(str(run.model) if run else name, trust_remote_code=trust, key=key)
+    run = judging_run(name, key)
+    model = load_reward(str(run.model) if run else name, dtype or "float32", trust, key)
     if run is not None:
-        return Judge(model, _renderer(Base(str(run.model), model.tokenizer, key=key), run_settings(run), None))
+        return Judge(model, _renderer(Base(str(run.model), model.tokenizer, key=key), trained_settings(run), None))
     ends = Base(expanded(name), model.tokenizer, trust_remote_code=trust, key=key).end_ids()
     return Judge(model, Renderer(model.tokenizer, ends, chat=bool(model.tokenizer.chat_template)))
+
+
+def check_base(run: Finished, opened: Opened) -> None:
+    """An adapter on other weights than it trained on is another model."""
+    if not run.adapted:
+        return
+    start = started_from(run)
+    if start is not None and not Path(start).is_dir():
+        return  # its hash covers an adapter that is gone; the probe will tell
+    found, expected = Base(opened.base.name, opened.base.tokenizer, adapter=start).hash(), run.summary["base_hash"]
+    if found != expected:
+        raise RequestError(
+            f"base={opened.base.name} has other weights than the run stood on: {found[:12]}, not {expected[:12]}"
+            "\nbase=FOLDER names the right one"
+        )
+
+
+def started_from(run: Finished) -> str | None:
+    """The adapter that the run continued, if it did."""
+    model = run.config["model"]
+    if not run.adapted:
+        return None
+    start, name = model["adapter"]["start"], model["name"]
+    if start is None and name and is_adapter(expanded(name)):
+        start = name
+    return expanded(start) if start else None
 
 
 def quieten() -> None:
@@ -95,19 +119,6 @@ def quieten() -> None:
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(peft|transformers)\..*")
-
-
-def run_settings(run: Finished) -> Settings:
-    """The typed request that a run answered."""
-    places = {"run_dir": str(run.path), "cache_dir": "", "debug": False}
-    try:
-        return read_settings(OmegaConf.create({**run.config, **places}))
-    except (RequestError, OmegaConfBaseException, KeyError) as error:
-        made = (run.summary.get("versions") or {}).get("prefopt")
-        reason = first_line(error)
-        raise RequestError(
-            f"{run.key}={run.path}: its config.json, written by prefopt {made}, is not read here: {reason}"
-        ) from error
 
 
 def _renderer(base: Base, settings: Settings, chat: bool | None) -> Renderer:

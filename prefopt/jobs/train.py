@@ -6,10 +6,8 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 
 from prefopt.callbacks.checkpoints import Checkpoints
@@ -29,19 +27,9 @@ from prefopt.jobs.assemble import (
     build_trainer,
     prepare_parts,
 )
-from prefopt.jobs.evaluate import (
-    HeldOut,
-    Sampled,
-    evaluate_split,
-    fixed_prompts,
-    held_out_rows,
-    sample_policy,
-    sample_rows,
-)
+from prefopt.jobs.evaluate import compared, compared_answers, evaluate_split, held_out_rows, sample_rows
 from prefopt.jobs.loading import quieten
 from prefopt.jobs.precision import device_type, settle
-from prefopt.metrics.answers import answer_measures, gold_gain
-from prefopt.metrics.held_out import gold_measures, measures
 from prefopt.models.base import weights_hash
 from prefopt.models.policy import Policy
 from prefopt.models.probe import probe_rows, record
@@ -171,12 +159,14 @@ def _finish(
         return
     if settings.trainer.val_every:
         complete(run.path / "validation.jsonl", trainer, val.measures)
-    answers = _answers(request, parts, module, trainer) if "lm" in request.objective.needs.heads else None
+    answers = None
+    if "lm" in request.objective.needs.heads:
+        answers = compared_answers(trainer, module, dataset, parts.renderer, settings.evaluation, settings.seed)
     module.cpu()  # where an export will read what is saved here, and compare
     write_lines(run.path / "val.jsonl", held_out_rows(val.table, dataset.val))
     write_lines(run.path / "test.jsonl", held_out_rows(test.table, dataset.test))
     if answers:
-        write_lines(run.path / "samples.jsonl", sample_rows(*answers))
+        write_lines(run.path / "samples.jsonl", sample_rows(answers))
     _save_model(run.path / "model", parts, module)
     run.save(
         status="finished",
@@ -191,41 +181,8 @@ def _finish(
         row_order_hash=parts.plan.order_hash(steps),
         val=val.measures,
         test=test.measures,
-        test_reference=_base_measures(test, parts),
-        samples=answer_measures(answers[1].answers, answers[2].answers) if answers else None,
-        samples_reference=answer_measures(answers[2].answers) if answers else None,
-        world=_world(test, parts, answers),
+        **compared(test, dataset, answers),
     )
-
-
-def _answers(
-    request: Request, parts: Parts, module: PreferenceModule, trainer: L.Trainer
-) -> tuple[Any, Sampled, Sampled]:
-    """The fixed prompts, and the answers of the policy and of its base, both sampled on the device that trained."""
-    settings = request.settings
-    module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU when a validation ends
-    prompts = fixed_prompts(parts.dataset, settings.evaluation.prompts)
-    # Two seeds: the answers of the policy and of its base are compared as independent samples.
-    ask = (module, prompts, parts.renderer, settings.evaluation, parts.dataset.gold)
-    as_trained = trainer.precision_plugin.forward_context
-    with as_trained():
-        own = sample_policy(module.policy, *ask, seed=2 * settings.seed, against_base=True)
-    with module.base.policy(module.policy.device) as base, as_trained():
-        return prompts, own, sample_policy(base, *ask, seed=2 * settings.seed + 1, against_base=False)
-
-
-def _base_measures(test: HeldOut, parts: Parts) -> dict[str, float | None]:
-    """What the base itself scores on the same rows: its log-ratio to itself is a tie everywhere."""
-    found = measures({**test.table, "logp": test.table["ref_logp"]}, parts.dataset.test)
-    return {name: found[name] for name in ("accuracy_logratio", "accuracy_logp")}
-
-
-def _world(test: HeldOut, parts: Parts, answers: tuple[Any, Sampled, Sampled] | None) -> dict[str, float] | None:
-    """What can be told only where the gold reward is known."""
-    if parts.dataset.gold is None or not np.isfinite(test.table["reward"]).all():
-        return None
-    gained = gold_gain(answers[1].answers, answers[2].answers) if answers else {}
-    return {**gold_measures(test.table, parts.dataset.test), **gained}
 
 
 def _save_model(folder: Path, parts: Parts, module: PreferenceModule) -> None:

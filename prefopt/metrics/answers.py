@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +11,8 @@ import numpy as np
 from scipy import stats
 
 from prefopt.metrics.rows import won
+
+ORDER, NO_MATCH = 4, 0.1  # of BLEU
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,10 @@ class Answers:
 def answer_measures(answers: Answers, base: Answers | None = None) -> dict[str, float | None]:
     """The keys of summary.json's `samples`.
 
-    length: tokens. distinct_2: different bigrams over all bigrams. repetition: share of an answer's trigrams that it
-    has said before. kl: Monte-Carlo KL to the base, nats per completion. stderr: of the mean over prompts, whose
-    answers are not independent. win_rate_vs_reference: by gold reward, a tie one half.
+    length: tokens. distinct_2: different bigrams over all bigrams. self_bleu: how alike the answers to one prompt
+    are, None where each has one. repetition: share of an answer's trigrams that it has said before. kl: Monte-Carlo
+    KL to the base, nats per completion. stderr: of the mean over prompts, whose answers are not independent.
+    win_rate_vs_reference: by gold reward, a tie one half.
     """
     kl = (None, None) if answers.kl is None else _mean(answers.kl, answers.per_prompt)
     gold = (None, None) if answers.gold is None else _mean(answers.gold, answers.per_prompt)
@@ -41,6 +46,7 @@ def answer_measures(answers: Answers, base: Answers | None = None) -> dict[str, 
     return {
         "length": float(np.mean([len(ids) for ids in answers.ids])),
         "distinct_2": distinct(answers.ids, 2),
+        "self_bleu": self_bleu(answers.ids, answers.per_prompt),
         "repetition": float(np.mean([1 - distinct([ids], 3) for ids in answers.ids])),
         "kl": kl[0],
         "kl_stderr": kl[1],
@@ -54,6 +60,39 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
     """Different n-grams over all n-grams (Li et al. 2016, https://arxiv.org/abs/1510.03055); 1 where there are none."""
     grams = [tuple(ids[i : i + n]) for ids in texts for i in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def self_bleu(answers: Sequence[Sequence[int]], per_prompt: int) -> float | None:
+    """Mean BLEU of each answer against the others to its prompt (Zhu et al. 2018, https://arxiv.org/abs/1802.01886, who
+    hold each text against all others): 1 where all are the same. None where there are no others."""
+    if per_prompt < 2:
+        return None
+    groups = [answers[i : i + per_prompt] for i in range(0, len(answers), per_prompt)]
+    return float(np.mean([bleu(said, [*g[:k], *g[k + 1 :]]) for g in groups for k, said in enumerate(g)]))
+
+
+def bleu(said: Sequence[int], references: Sequence[Sequence[int]]) -> float:
+    """min(1, exp(1 - r/c)) · (Π_n p_n)^(1/N), p_n the share of n-grams that a reference has too, each counted at most
+    as often as in one reference (Papineni et al. 2002, https://aclanthology.org/P02-1040, §2).
+
+    c: the text's tokens, r: those of the reference nearest in length, the shorter one of two. N: 4, or c where that is
+    less. No match counts as 0.1 (Chen and Cherry 2014, https://aclanthology.org/W14-3346, smoothing 1). Nothing said
+    is like nothing, and unlike anything else.
+    """
+    c, r = len(said), min((abs(len(ids) - len(said)), len(ids)) for ids in references)[1]
+    if not c:
+        return float(r == 0)
+    logs = []
+    for n in range(1, min(ORDER, c) + 1):
+        most: Counter[tuple[int, ...]] = Counter()
+        for ids in references:
+            most |= _grams(ids, n)
+        logs.append(math.log(max((_grams(said, n) & most).total(), NO_MATCH) / (c - n + 1)))
+    return math.exp(min(0.0, 1 - r / c) + sum(logs) / len(logs))
+
+
+def _grams(ids: Sequence[int], n: int) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
 
 
 def gold_gain(policy: Answers, base: Answers) -> dict[str, float]:

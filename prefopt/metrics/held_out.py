@@ -78,6 +78,18 @@ def measures(table: dict[str, np.ndarray], examples: Sequence[Encoded]) -> dict[
     return {name: float(value) if np.isfinite(value) else None for name, value in found.items()}
 
 
+def slice_measures(
+    table: dict[str, np.ndarray], examples: Sequence[Encoded]
+) -> dict[str, dict[str, float | None]] | None:
+    """`measures` of each slice by itself, and how many rows it has; None where no row names one."""
+    named = np.array([examples[int(row)].example.slice or "" for row in table["row"]], dtype=object)
+    found: dict[str, dict[str, float | None]] = {}
+    for name in sorted(set(named) - {""}):
+        part = {column: values[named == name] for column, values in table.items()}
+        found[name] = {"rows": len(np.unique(part["row"])), **measures(part, examples)}
+    return found or None
+
+
 def _pair_accuracy(values: np.ndarray, good: np.ndarray, weight: np.ndarray) -> float:
     """Rows of a pair stand together in the table, the chosen one first. nan where no pair has any weight."""
     difference = values[good] - values[~good]

@@ -130,7 +130,9 @@ def _kept(kind: str, settings: ModelSettings, base: Base, policy: Policy) -> Ref
         return FrozenCopy(base.policy, f"a frozen copy of {_whole(base)}", identity=base.identity)
     if kind == "start":
         return _snapshot(base, policy, "the adapter")
-    return _other(settings, base) if kind == "model" else _start(base, policy)
+    if kind == "model":
+        return other_model(str(settings.reference_name), "model.reference_name", base, settings.trust_remote_code)
+    return _start(base, policy)
 
 
 def _start(base: Base, policy: Policy) -> Reference:
@@ -147,9 +149,9 @@ def _snapshot(base: Base, policy: Policy, which: str) -> Snapshot:
     return Snapshot(policy, who, identity=None if base.adapter is None else base.identity)
 
 
-def _other(settings: ModelSettings, base: Base) -> FrozenCopy:
-    key, name = "model.reference_name", str(settings.reference_name)
-    other = load_base(name, base.dtype, settings.trust_remote_code, key)
+def other_model(name: str, key: str, base: Base, trust_remote_code: bool = False) -> FrozenCopy:
+    """Another model of the base's vocabulary. key: the setting that named it."""
+    other = load_base(name, base.dtype, trust_remote_code, key)
     _same_vocabulary(base.tokenizer, other.tokenizer, f"{key}={name}")
     return FrozenCopy(other.policy, f"another model, {_whole(other)}", at_start=False, identity=other.identity)
 

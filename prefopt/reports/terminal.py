@@ -7,6 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from prefopt.reports.rows import plain
 
 ROWS = (
     ("accuracy, own reward", "accuracy", "share"),
@@ -26,8 +29,32 @@ SAMPLED = (
 
 def print_summary(path: Path, summary: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    table = Table(title=f"{summary['loss']}, {summary['steps']} steps, held-out test rows", title_justify="left")
-    for column in ("", "base", "after", ""):
+    title = f"{summary['loss']}, {summary['steps']} steps, held-out test rows"
+    _print_measures(console, title, ("base", "after"), summary)
+    rate = f"{summary['pairs_per_second']:.1f} examples/s" if summary["pairs_per_second"] else ""
+    console.print(f"trained {summary['examples']} examples in {summary['train_seconds']:.1f} s ({rate})")
+    written = ["summary.json", "metrics.csv", "val.jsonl", *(["samples.jsonl"] if summary["samples"] else [])]
+    console.print(f"run folder  {path}   ({', '.join(written)}, tensorboard/)")
+    console.print(f"model       {path / 'model'}   (from_pretrained)")
+    console.print(f"next        tensorboard --logdir {path}   ·   python -m prefopt.train loss=… with the same data")
+
+
+def print_evaluation(path: Path, summary: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    _print_measures(console, f"{summary['model']}, {summary['rows']} rows", ("reference", "model"), summary)
+    if summary["slices"]:
+        _print_slices(console, summary["slices"])
+    for name, scores in (summary["sections"] or {}).items():
+        label = next(label for label, key, _ in ROWS if key == name)
+        console.print(f"RewardBench, {label}: " + ", ".join(f"{part} {score:.3f}" for part, score in scores.items()))
+    written = ["summary.json", "test.jsonl", *(["samples.jsonl"] if summary["samples"] else [])]
+    console.print(f"evaluation  {path}   ({', '.join(written)})")
+
+
+def _print_measures(console: Console, title: str, names: tuple[str, str], summary: dict[str, Any]) -> None:
+    """Rows and answers of whom it is held against, and its own."""
+    table = Table(title=plain(title), title_justify="left")
+    for column in ("", *names, ""):
         table.add_column(column, justify="left" if not column else "right")
     for label, key, unit in ROWS:
         _row(table, label, (summary["test_reference"] or {}).get(key), summary["test"][key], unit)
@@ -37,12 +64,17 @@ def print_summary(path: Path, summary: dict[str, Any]) -> None:
     console.print(table)
     if summary["world"]:
         _print_world(console, summary)
-    rate = f"{summary['pairs_per_second']:.1f} examples/s" if summary["pairs_per_second"] else ""
-    console.print(f"trained {summary['examples']} examples in {summary['train_seconds']:.1f} s ({rate})")
-    written = ["summary.json", "metrics.csv", "val.jsonl", *(["samples.jsonl"] if summary["samples"] else [])]
-    console.print(f"run folder  {path}   ({', '.join(written)}, tensorboard/)")
-    console.print(f"model       {path / 'model'}   (from_pretrained)")
-    console.print(f"next        tensorboard --logdir {path}   ·   python -m prefopt.train loss=… with the same data")
+
+
+def _print_slices(console: Console, slices: dict[str, dict[str, Any]]) -> None:
+    known = [(label, key) for label, key, _ in ROWS if any(found[key] is not None for found in slices.values())]
+    table = Table(title="by slice", title_justify="left")
+    for column in ("slice", "rows", *(label for label, _ in known)):
+        table.add_column(column, justify="left" if column == "slice" else "right")
+    for name, found in slices.items():
+        values = ("" if found[key] is None else f"{found[key]:.3f}" for _, key in known)
+        table.add_row(Text(plain(name)), str(found["rows"]), *values)
+    console.print(table)
 
 
 def _print_world(console: Console, summary: dict[str, Any]) -> None:

@@ -1,6 +1,13 @@
 """What may be set, with types; the YAML files of conf/ explain each key and hold its default."""
 
-from prefopt.settings.commands import ExportSettings, NamedModel, NamedReward, SampleSettings
+from prefopt.settings.commands import (
+    AskedEvaluation,
+    EvaluateSettings,
+    ExportSettings,
+    NamedModel,
+    NamedReward,
+    SampleSettings,
+)
 from prefopt.settings.training import (
     ALL_LINEAR,
     AdapterSettings,
@@ -17,7 +24,9 @@ from prefopt.settings.training import (
 __all__ = [
     "ALL_LINEAR",
     "AdapterSettings",
+    "AskedEvaluation",
     "DataSettings",
+    "EvaluateSettings",
     "EvaluationSettings",
     "ExportSettings",
     "ModelSettings",

@@ -1,4 +1,4 @@
-"""What the commands that train nothing may be asked. conf/export.yaml and conf/sample.yaml explain the keys.
+"""What the commands that train nothing may be asked. conf/<command>.yaml explains the keys.
 
 No defaults here: they stand in conf/, once.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prefopt.settings.checks import DTYPES, one_of, require
+from prefopt.settings.training import DataSettings
 
 FORMS = ("adapter", "merged", "full")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(kw_only=True)
@@ -43,6 +45,14 @@ class NamedModel:
             one_of(self.dtype, "model.dtype", DTYPES)
 
 
+def check_named(run: str | None, model: NamedModel, base: str | None) -> None:
+    """A run or a model, not both."""
+    wanted = "given, and only one: a run's folder, or a hub name or folder"
+    given = f"run={run} model.name={model.name}"
+    require(bool(run) != bool(model.name), "run or model.name", wanted, given)
+    require(base is None or bool(run), "base", "left out with model.name", base)
+
+
 @dataclass(kw_only=True)
 class NamedReward:
     name: str | None
@@ -68,11 +78,8 @@ class SampleSettings:
     debug: bool
 
     def __post_init__(self) -> None:
-        named = bool(self.run) != bool(self.model.name)
-        wanted = "given, and only one: a run's folder, or a hub name or folder"
-        require(named, "run or model.name", wanted, self._both())
-        require(self.base is None or bool(self.run), "base", "left out with model.name", self.base)
-        one_of(self.device, "device", ("auto", "cpu", "cuda"))
+        check_named(self.run, self.model, self.base)
+        one_of(self.device, "device", DEVICES)
         both = bool(self.prompts) == bool(self.out)
         require(both, "prompts and out", "given together (a file is answered) or not at all (a chat)", self._files())
         for name in ("n", "max_new_tokens", "batch_size"):
@@ -93,8 +100,45 @@ class SampleSettings:
         varied = self.temperature > 0 or (self.n == 1 and many is None)
         require(varied, "temperature", "above 0 where a prompt is answered more than once", self.temperature)
 
-    def _both(self) -> str:
-        return f"run={self.run} model.name={self.model.name}"
-
     def _files(self) -> str:
         return f"prompts={self.prompts} out={self.out}"
+
+
+@dataclass(kw_only=True)
+class AskedEvaluation:
+    """What is not None takes the place of what a run was asked."""
+
+    batch_size: int | None
+    prompts: int | None
+    samples_per_prompt: int | None
+    max_new_tokens: int | None
+    temperature: float | None
+
+    def __post_init__(self) -> None:
+        none = self.prompts is None or self.prompts >= 0
+        require(none, "evaluation.prompts", "at least 0 (nothing is sampled)", self.prompts)
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings:
+    run: str | None
+    model: NamedModel
+    base: str | None
+    reference: str | None
+    data: DataSettings | None
+    evaluation: AskedEvaluation
+    out: str | None
+    device: str
+    seed: int | None
+    cache_dir: str
+    debug: bool
+
+    def __post_init__(self) -> None:
+        check_named(self.run, self.model, self.base)
+        one_of(self.device, "device", DEVICES)
+        data = self.data
+        given = data is not None or bool(self.run)
+        require(given, "data", "given with model.name, e.g. data=jsonl data.test=pairs.jsonl", data)
+        for name in ("train", "val"):
+            path = getattr(data, name, None)
+            require(path is None, f"data.{name}", "left out: data.test is what is evaluated", path)

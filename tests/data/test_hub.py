@@ -73,6 +73,27 @@ def test_a_well_known_one_is_adapted(tmp_path: Path):
     assert found[0][1].completions == ("yes 0", "no")
 
 
+def test_an_evaluation_reads_the_test_split_alone(tmp_path: Path):
+    """RewardBench has no other; of one without a split to evaluate, those that are there are named."""
+    bench = [{**row, "chosen_model": "a", "rejected_model": "b", "subset": "hep-go"} for row in PAIRS]
+    name = published(tmp_path / "allenai/reward-bench", raw=bench, filtered=bench[:4])
+    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("raw", "filtered"))
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n"
+    (tmp_path / "allenai/reward-bench/README.md").write_text(card)
+    given = settings(kind="hub", name=name)
+    origin = open_origin(given, tmp_path, ("test",))
+    origin.check()
+    found = origin.find(None)
+    assert [(split, example.slice) for split, example in found.splits] == [("test", "hep-go")] * 4
+    dataset = prepared(found.splits, found.fingerprint, Characters(), Recipe(64), tmp_path / "cache")
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (0, 0, 4)
+    other = settings(kind="hub", name=published(tmp_path / "own", train=PAIRS, validation=PAIRS))
+    with pytest.raises(
+        RequestError, match=r"data\.test: .* has the splits train, validation; name the one to evaluate"
+    ):
+        open_origin(other, tmp_path, ("test",)).find(None)
+
+
 def test_a_row_that_is_not_as_it_was_published_is_named(tmp_path: Path):
     name = published(tmp_path / "openai/webgpt_comparisons", train=[{"question": {}, "answer_0": "a", "score_0": 1.0}])
     with pytest.raises(RequestError, match=r"webgpt_comparisons:train:1: no row of .* as it was published: KeyError"):

@@ -52,6 +52,7 @@ STEER3 = {
     "response2": "no",
     "overall_preference": -1,
 }
+BENCH = {**PAIR, "chosen_model": "GPT-4", "rejected_model": "alpaca", "subset": "alpacaeval-easy", "id": 7}
 POST = {"id": "t3", "post": "One.\n\nTwo.", "title": "T", "subreddit": "AskReddit", "site": None, "article": None}
 NEWS = {"id": "n", "post": None, "title": "T", "subreddit": None, "site": "cnn", "article": "One.\n\nTwo."}
 SUMMARIES = {
@@ -277,6 +278,7 @@ CASES = [
         (-1.0, -2.0),
     ),
     Case(("berkeley-nest/Nectar",), {**NECTAR, "answers": NECTAR["answers"][:1]}, None),
+    Case(("allenai/reward-bench",), BENCH, BENCH, ("yes", "no")),
 ]
 
 
@@ -290,7 +292,7 @@ def test_a_row_of_each_data_set(case: Case):
         (example,) = examples_of("hub", [("hub:1", case.adapted)])
         assert example.completions == case.answers
         assert example.scores == case.scores
-        assert example.slice == case.adapted.get("slice")
+        assert example.slice == case.adapted.get("slice", case.adapted.get("subset"))
         assert example.annotator == case.adapted.get("annotator")
 
 
@@ -307,7 +309,8 @@ def test_names_are_found_in_any_case_and_others_as_they_are():
 def test_which_splits_and_subsets_are_read():
     """Only what differs from train, validation and test of the one config."""
     assert {name: adapter.splits for name, adapter in ADAPTERS.items() if adapter.splits} == {
-        "huggingfaceh4/ultrafeedback_binarized": {"train": "train_prefs", "test": "test_prefs"}
+        "huggingfaceh4/ultrafeedback_binarized": {"train": "train_prefs", "test": "test_prefs"},
+        "allenai/reward-bench": {"test": "filtered"},
     }
     assert {name: adapter.config for name, adapter in ADAPTERS.items() if adapter.config} == {
         "nvidia/helpsteer2": "preference",

@@ -85,6 +85,7 @@ HH_READ = [
     pair("\n\nHuman: Hi\n\nAssistant:", " Hello you", " Hello, who?"),
     pair("\n\nHuman: 2+2?\n\nAssistant:", " 4", " 4 or 5"),
 ]
+BENCH = {"chosen_model": "GPT-4", "rejected_model": "human", "subset": "alpacaeval-easy"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = (user("Tea?"), assistant("Hot water."), user("How long?"))
 
@@ -109,6 +110,17 @@ SHAPES = {
             pair("Q: 1+1? ", "2", 'three, or "3"\nwho knows'),
             pair("Größe?\r\n", "🙂 None", "$5, nan"),
             pair("NA", "None", "0010"),
+        ],
+    ),
+    "RewardBench": Shape(  # what else its rows hold says nothing; a slice of their own says more
+        "pairs with a prompt (RewardBench)",
+        [
+            {**BENCH, "prompt": "a", "chosen": "b", "rejected": "c", "id": 1},
+            {**BENCH, "prompt": "d", "chosen": "e", "rejected": "f", "id": 2, "subset": "hep-cpp"},
+        ],
+        [
+            replace(pair("a", "b", "c"), slice="alpacaeval-easy"),
+            replace(pair("d", "e", "f"), slice="hep-cpp"),
         ],
     ),
     "messages prompt, text answers": Shape(

@@ -52,6 +52,7 @@ MEASURES = (
     Measure("win_rate_same_length", "wins, same length", ".3f", "the same, had the base's answers the same length"),
     Measure("length", "length", ".1f", "tokens of an answer"),
     Measure("distinct_2", "distinct-2", ".3f", "different bigrams over all bigrams of the answers"),
+    Measure("self_bleu", "self-BLEU", ".3f", "how alike the answers to one prompt are; 1 where they are the same"),
     Measure("repetition", "repetition", ".3f", "trigrams that an answer has said before"),
     Measure("tokens_per_second", "tokens/s", ".0f", "in training"),
     Measure("peak_memory", "memory, MiB", ".0f", "peak: resident, or the GPU's allocation"),
@@ -61,7 +62,7 @@ BY_KEY = {measure.key: measure for measure in MEASURES}
 IN_SLICES = ("accuracy", "accuracy_logratio", "accuracy_logp", "auc", "margin", "ece", "brier")
 SAMPLED = (
     *("kl", "kl_stderr", "gold_reward", "gold_reward_stderr", "win_rate_vs_reference", "length", "distinct_2"),
-    "repetition",
+    *("self_bleu", "repetition"),
 )
 
 
