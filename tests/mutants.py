@@ -692,7 +692,7 @@ MUTANTS = [
         ("what is known is computed again", "and self._get(k) is None", ""),
         ("a row is stored with its padding", "values[:length]", "values"),
         ("nobody waits", 'waiting for it")\n            lock.acquire()', 'waiting for it")'),
-        ("what another wrote is not read", "self._read()\n            return", "return"),
+        ("what another wrote is not read", "self._read()\n                return", "return"),
         ("the second half of a key is not compared", "if self._second[at] == key[1]:", "if True:"),
     ),
     *of(

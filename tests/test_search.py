@@ -82,20 +82,20 @@ def test_it_goes_on_where_it_was_stopped(tmp_path):
 
     runs = Runs(tmp_path, run)
     with pytest.raises(KeyboardInterrupt):
-        ask(runs, BETA)
-    ask(runs, BETA)
+        ask(runs, BETA, trials=12)
+    ask(runs, BETA, trials=12)
     betas = [job["loss.beta"] for job in runs.made]
     assert betas[3] == third[0]
-    assert len(betas) == 7
-    assert len(set(betas)) == 6
-    ask(runs, BETA)
-    assert len(runs.made) == 7, "six trials were asked for"
-    ask(runs, BETA, trials=8)
-    assert len(runs.made) == 9
+    assert len(betas) == 13
+    assert len(set(betas)) == 12
+    ask(runs, BETA, trials=12)
+    assert len(runs.made) == 13, "twelve trials were asked for"
+    ask(runs, BETA, trials=14)
+    assert len(runs.made) == 15
     ask(runs, BETA, "seed=1", trials=1)
-    assert len(runs.made) == 10, "another seed is another search"
+    assert len(runs.made) == 16, "another seed is another search"
     ask(runs, BETA, "seed=1", "sweep_dir=elsewhere", "debug=true", trials=1)
-    assert len(runs.made) == 10, "where it lies is no part of it"
+    assert len(runs.made) == 16, "where it lies is no part of it"
 
 
 def test_runs_that_failed_count_and_interrupted_ones_wait(tmp_path, capsys):
