@@ -18,7 +18,7 @@ from prefopt.config import Request
 from prefopt.data.audit import in_words, warnings
 from prefopt.data.loader import ByLength, Plan, TokenPlan, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
-from prefopt.data.origins import Write
+from prefopt.data.origins import Origin, Write
 from prefopt.data.prepare import Dataset, Recipe, prepared
 from prefopt.data.render import Renderer
 from prefopt.data.views import View, view
@@ -69,12 +69,8 @@ def plan_of(request: Request, shown: View) -> Plan:
 def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
     """What a run starts from, how it reads text, and the rows as ids."""
     settings = request.settings
-    cache, origin, model = Path(settings.cache_dir).expanduser(), request.origin, settings.model
-    if model.tiny is not None:
-        base = fitted_base(model.tiny, origin.demonstrations, cache, settings.weights_dtype)
-    else:
-        base = load_base(str(model.name), settings.weights_dtype, model.trust_remote_code)
-    base = with_settings(base, model)
+    cache, origin = Path(settings.cache_dir).expanduser(), request.origin
+    base = start_of(settings, origin, cache)
 
     def writer() -> tuple[str, Write]:
         author = fitted_base(settings.data.writer, origin.demonstrations, cache)
@@ -88,6 +84,16 @@ def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
     for note in found.notes:
         say(note)
     return base, renderer, dataset
+
+
+def start_of(settings: Settings, origin: Origin, cache: Path) -> Base:
+    """What a run starts from; a tiny one is fitted unless the cache holds it."""
+    model = settings.model
+    if model.tiny is not None:
+        base = fitted_base(model.tiny, origin.demonstrations, cache, settings.weights_dtype)
+    else:
+        base = load_base(str(model.name), settings.weights_dtype, model.trust_remote_code)
+    return with_settings(base, model)
 
 
 def build_renderer(settings: Settings, base: Base) -> Renderer:

@@ -19,8 +19,8 @@ from prefopt.reports.compare.measures import (
     slices,
     summarised,
 )
+from prefopt.reports.compare.optimum import Optimum
 from prefopt.reports.compare.runs import Found, Run
-from prefopt.reports.compare.same import check_comparable
 from prefopt.reports.compare.samples import SideBySide, side_by_side
 from prefopt.reports.compare.settings import NAMES, Method, Setting, group
 from prefopt.reports.compare.statistics import DRAWS, Estimate
@@ -48,6 +48,7 @@ class Report:
     left_out: list[str]
     figures: list[Figure]
     samples: SideBySide
+    optimum: Optimum | None = None
 
     @property
     def shown(self) -> list[Line]:
@@ -55,11 +56,13 @@ class Report:
         return [line for line in self.lines if line.choice]
 
 
-def build(found: Found, defaults: Mapping[str, dict[str, Any]]) -> Report:
-    """RequestError where the runs may not stand in one table. defaults: see `settings.loss_defaults`."""
-    check_comparable(found.runs)
+def build(
+    found: Found, defaults: Mapping[str, dict[str, Any]], optimum: Optimum | None = None, why_none: str = ""
+) -> Report:
+    """Of runs that `check_comparable` lets stand in one table. defaults: see `settings.loss_defaults`. why_none: a
+    sentence, where an optimum is missed."""
     methods = group(found.runs, defaults)
-    compared, values = differences(methods), all_values(methods)
+    compared, values = differences(methods), all_values(methods, optimum)
     lines = [Line(s, m.choice(s), values[s]) for m in methods for s in m.settings]
     return Report(
         methods=methods,
@@ -67,11 +70,15 @@ def build(found: Found, defaults: Mapping[str, dict[str, Any]]) -> Report:
         slices=list(_slices(methods, found.runs)),
         differences=compared,
         wins=win_rates(methods),
-        flags=flags(methods, values),
-        notes=list(_notes(found.runs, methods, compared)),
+        flags=flags(methods, values, optimum),
+        notes=[
+            *_notes(found.runs, methods, compared),
+            *(optimum.words() if optimum else [why_none] if why_none else []),
+        ],
         left_out=found.left_out,
-        figures=figures(methods, values),
+        figures=figures(methods, values, optimum),
         samples=side_by_side(methods),
+        optimum=optimum,
     )
 
 
