@@ -54,8 +54,10 @@ def parts(samples: int, trained: int) -> list[int]:
 def _estimated(runs: Sequence[Run], samples: int, cache: Path) -> Optimum:
     if len({config_hash(run.config["model"].get("quant")) for run in runs}) > 1:
         raise RequestError("the runs' bases are not all quantised alike")
-    chosen = spanning([run for run in runs if (run.path / "model").is_dir()])
-    first, *trained = [finished_run(str(run.path)) for run in (runs[0], *chosen)]
+    held = [run for run in runs if (run.path / "model").is_dir()]
+    if not held:
+        raise RequestError("no run has kept its folder model/")
+    first, *trained = [finished_run(str(run.path)) for run in (held[0], *spanning(held))]
     prompts = [str(row["prompt"]) for row in runs[0].samples]
     counts = parts(samples, len(trained))
     key = config_hash([VERSION, counts, prompts, first.summary["base_hash"], *map(_identity, (first, *trained))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -82,7 +83,7 @@ def _frontier(methods: Sequence[Method], values: Values, worth: str, optimum: Op
     for colour, method in _coloured(methods):
         figure.series.extend(_front(method.name, method.settings, values, axes, colour))
     figure.series.extend(_front("Pareto front", list(values), values, axes, GREY))
-    figure.series.extend(_base(methods, worth))
+    figure.series.extend(_base(methods, worth, optimum))
     if optimum is not None:
         figure.series.extend(_optimum(optimum, max(of["kl"].mean for of in values.values() if of["kl"])))
     return figure
@@ -108,27 +109,25 @@ def _front(
 
 def _optimum(optimum: Optimum, furthest: float) -> Iterator[Series]:
     """As far as the settings and best-of-n reach. furthest: the settings' largest KL."""
-    curve, best = optimum.curve, optimum.best
-    right = 1.05 * max(furthest, best.kl[-1])
-    solid = (
-        int(np.argmin(curve.reliable)) if not curve.reliable.all() else len(curve.kl)
-    )  # points before the first thin one
-    end = int(np.searchsorted(curve.kl, right, "right"))
-    x, y = np.insert(curve.kl[:end], 0, 0.0), np.insert(curve.reward[:end], 0, curve.reference)
-    yield Series("π* (optimum)", _rounded(x[: solid + 1]), _rounded(y[: solid + 1]), INK, "line")
-    if solid < end:
-        yield Series("π*, few samples", _rounded(x[solid:]), _rounded(y[solid:]), INK, "dashed")
-        beyond = np.linspace(x[solid], right, POINTS)
-        yield Series("bound", _rounded(beyond), _rounded(curve.bound(beyond)), INK, "dotted")
+    best, sound = optimum.best, optimum.reliable_to
+    right = max(1.05 * furthest, 1.05 * best.kl[-1])
+    parts = [("π* (optimum)", 0.0, min(sound, right), "line", optimum.reward)]
+    if sound < right:
+        parts.append(("π*, few samples", sound, min(optimum.curve.kl[-1], right), "dashed", optimum.reward))
+        parts.append(("bound", sound, right, "dotted", optimum.curve.bound))
+    for name, left, end, style, reward in parts:
+        x = np.linspace(math.sqrt(left), math.sqrt(end), POINTS) ** 2
+        yield Series(name, _rounded(x), _rounded(reward(x)), INK, style)
     texts = [f"best of {n}" for n in best.n]
     yield Series("best of n", _rounded(best.kl), _rounded(best.reward), GREY, "line", in_legend=False)
     yield Series("best of n", _rounded(best.kl), _rounded(best.reward), GREY, "diamonds", texts)
 
 
-def _base(methods: Sequence[Method], worth: str) -> Iterator[Series]:
+def _base(methods: Sequence[Method], worth: str, optimum: Optimum | None) -> Iterator[Series]:
     """Where every policy started; seeds differ in the answers that were drawn."""
     runs = [run for method in methods for setting in method.settings for run in setting.runs]
     known = [value for run in runs if (value := run.measured("samples_reference", worth)) is not None]
+    known = known if optimum is None else [optimum.curve.reference]
     if known:
         yield Series("base", [0.0], [float(np.mean(known))], GREY, "ends", ["base"])
 

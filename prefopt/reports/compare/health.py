@@ -24,9 +24,13 @@ def flags(methods: Sequence[Method], values: Values, optimum: Optimum | None = N
     found = [(setting.name, s) for method in methods for setting in method.shown for s in _of_setting(setting)]
     found += [(method.name, sentence) for method in methods for sentence in _of_grid(method, values)]
     if optimum is not None:
-        found += [("optimum", sentence) for sentence in optimum.doubts()]
-        found += [(setting.name, s) for setting, of in values.items() for s in _above(of, optimum)]
+        found += [("optimum", sentence) for sentence in optimum.doubts()] + impossible(values, optimum)
     return found
+
+
+def impossible(values: Values, optimum: Optimum) -> list[tuple[str, str]]:
+    """(setting, sentence) of every setting that has more gold reward than any policy can have at its KL."""
+    return [(setting.name, sentence) for setting, of in values.items() for sentence in _above(of, optimum)]
 
 
 def _of_setting(setting: Setting) -> Iterator[str]:
@@ -95,7 +99,7 @@ def _of_grid(method: Method, values: Values) -> Iterator[str]:
 
 
 def _above(values: Summary, optimum: Optimum) -> Iterator[str]:
-    """More gold reward than any policy can have. Means over seeds are held to it too, as the frontier is concave."""
+    """Means over seeds are held to the frontier too, as it is concave."""
     gold, gold_error, kl, kl_error = (values[key] for key in OF_THE_POLICY)
     if not (gold and gold_error and kl and kl_error):
         return

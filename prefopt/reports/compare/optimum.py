@@ -23,7 +23,7 @@ from prefopt.metrics.optimum import (
 )
 from prefopt.reports.compare.runs import Run
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)  # of best-of-n
+SIZES = (2, 4, 8, 16, 32, 64)  # of best-of-n
 SURELY = 3.0  # standard errors: of a hundred settings at the optimum not one in seven reports lies above it by more
 
 
@@ -52,6 +52,17 @@ class Optimum:
     def base_stderr(self) -> float:
         """Of the base's mean reward, which the frontier's is where it begins."""
         return float(self.curve.reward_stderr[0])
+
+    @property
+    def reliable_to(self) -> float:
+        """The KL up to which every point has its effective samples, in nats."""
+        thin = np.flatnonzero(~self.curve.reliable)
+        return float(np.insert(self.curve.kl, 0, 0.0)[thin[0]] if len(thin) else self.curve.kl[-1])
+
+    def reward(self, kl: np.ndarray) -> np.ndarray:
+        """[M] KLs to the optimum's mean reward, interpolated as `Curve.optimal_gain` is."""
+        gain = np.interp(np.sqrt(kl), np.sqrt([0.0, *self.curve.kl]), [0.0, *self.curve.gain])
+        return self.curve.reference + gain
 
     def share(self, run: Run) -> tuple[float, float | None] | None:
         """Of the run's gain, with its standard error; None where its KL is not known, too small or out of reach.
@@ -91,7 +102,7 @@ class Optimum:
             "Share of optimum: a setting's gain in gold reward over the base, as a share of the most that any policy "
             f"gains at the same KL, by π* ∝ π_base·exp(r/β) on {self.samples} samples of {of} under each of "
             f"{self.prompts} prompts; none under {LEAST_KL:g} nats, nor where fewer than {RELIABLE_SIZE} effective "
-            "samples tell."
+            f"samples tell, which is beyond {self.reliable_to:.2f} nats."
         )
 
     def doubts(self) -> Iterator[str]:

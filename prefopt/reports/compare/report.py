@@ -8,18 +8,19 @@ from typing import Any
 
 from prefopt.reports.compare.differences import ALPHA, Difference, differences, win_rates
 from prefopt.reports.compare.figures import Figure, figures
-from prefopt.reports.compare.health import flags
+from prefopt.reports.compare.health import flags, impossible
 from prefopt.reports.compare.measures import (
     IN_SLICES,
     MEASURES,
     Measure,
     Summary,
+    Values,
     all_values,
     row_values,
     slices,
     summarised,
 )
-from prefopt.reports.compare.optimum import Optimum
+from prefopt.reports.compare.optimum import SURELY, Optimum
 from prefopt.reports.compare.runs import Found, Run
 from prefopt.reports.compare.samples import SideBySide, side_by_side
 from prefopt.reports.compare.settings import NAMES, Method, Setting, group
@@ -71,10 +72,7 @@ def build(
         differences=compared,
         wins=win_rates(methods),
         flags=flags(methods, values, optimum),
-        notes=[
-            *_notes(found.runs, methods, compared),
-            *(optimum.words() if optimum else [why_none] if why_none else []),
-        ],
+        notes=[*_notes(found.runs, methods, compared), *_on_optimum(optimum, values), *filter(None, [why_none])],
         left_out=found.left_out,
         figures=figures(methods, values, optimum),
         samples=side_by_side(methods),
@@ -162,6 +160,14 @@ def _on_rows(runs: Sequence[Run], methods: Sequence[Method]) -> Iterator[str]:
         yield "AUC, ECE, Brier, slices and differences are of test.jsonl, every row with the same weight."
     if any(run.summary.get("reward_is_log_odds") is None for run in runs):
         yield "Calibration: not every run says whether its reward is a log-odds; else ECE and Brier mean little."
+
+
+def _on_optimum(optimum: Optimum | None, values: Values) -> Iterator[str]:
+    if optimum is None:
+        return
+    yield from optimum.words()
+    if not impossible(values, optimum):
+        yield f"No setting is above the optimum by more than {SURELY:g} standard errors."
 
 
 def _short(summary: dict[str, Any], name: str) -> str:
