@@ -111,6 +111,12 @@ def test_the_optimum_is_that_of_all_answers(kept, listed, rewards):
         assert curve.kl[i] == pytest.approx(np.mean(kls), abs=4 * curve.kl_stderr[i])
 
 
+def test_samples_of_equal_policies_are_others(policies):
+    (answers,), _ = pooling.pooled([lambda: policies[0]] * 2, [ids("7")], [20, 20], 2)
+    first, second = ([y.tolist() for y in some] for some in (answers[:20], answers[20:]))
+    assert first != second
+
+
 def test_scoring_in_parts_changes_nothing(policies, monkeypatch):
     answers = [[torch.tensor(y) for y in ANSWERS[:7]], [torch.tensor(y) for y in ANSWERS[7:14]]]
     prompts = [ids(text) for text in PROMPTS]
