@@ -36,11 +36,12 @@ def known_optimum(runs: Sequence[Run], samples: int, cache: Path) -> tuple[Optim
 
 
 def spanning(runs: Sequence[Run], most: int = POLICIES) -> list[Run]:
-    """Runs that no other one beats in KL and gold reward, so those nearest to the optimum, spread evenly in √KL."""
+    """Runs that no other one beats in KL and gold reward, so those nearest to the optimum, spread evenly over the upper
+    half of √KL: under it the base's own samples tell enough."""
     known = {run: point for run in runs if (point := _point(run)) is not None}
     front = [list(known)[i] for i in pareto(*zip(*known.values(), strict=True))]
     roots = np.sqrt([max(known[run][0], 0.0) for run in front])
-    wanted = roots[-1] * np.arange(1, most + 1) / most
+    wanted = roots[-1] * np.linspace(0.5, 1.0, most)
     chosen = {int(np.abs(roots - root).argmin()) for root in wanted}
     return front if len(front) <= most else [front[i] for i in sorted(chosen)]
 
