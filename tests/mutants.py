@@ -813,7 +813,7 @@ MUTANTS = [
             "[known[run][0] for run in front]",
         ),
         ("beaten runs too", "pareto(*zip(*known.values(), strict=True))", "range(len(known))"),
-        ("nothing is left over", "samples - trained * each", "each"),
+        ("nothing is left over", "samples - trained * each", "samples // 4"),
     ),
     *of(
         "data/world.py",

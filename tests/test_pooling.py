@@ -157,11 +157,15 @@ def test_runs_that_nothing_beats_spread_over_the_kl(tmp_path: Path):
     world_run(tmp_path / "beaten", 1.1, 0.55, seed=9)
     assert [run.path.name for run in spanning(runs_of(tmp_path))] == ["2.25", "4.0", "9.0"]
     assert [run.path.name for run in spanning(runs_of(tmp_path / "beaten", tmp_path / "4.0"))] == ["beaten", "4.0"]
+    assert [run.path.name for run in spanning(runs_of(*(tmp_path / kl for kl in ("0.25", "2.25", "9.0"))))] == [
+        "2.25",
+        "9.0",
+    ]
 
 
 def test_parts_of_the_samples():
     assert parts(600, 3) == [150, 150, 150, 150]
-    assert parts(101, 2) == [35, 33, 33]
+    assert parts(101, 2) == [27, 37, 37]
     assert parts(100, 0) == [100]
 
 
@@ -194,7 +198,7 @@ def test_the_second_time_nothing_is_computed_wherever_the_run_lies(tmp_path: Pat
     found, why = known_optimum(runs_of(tmp_path / "a"), 200, tmp_path / "cache")
     assert why == ""
     (request,) = made
-    assert request["counts"] == [100, 100]
+    assert request["counts"] == [50, 150]
     assert request["prompts"] == ["prompt 0?", "prompt 1?"]
     assert [run.path.name for run in (request["first"], *request["trained"])] == ["run", "run"]
     world_run(tmp_path / "b/other", loss="ipo", seed=3)

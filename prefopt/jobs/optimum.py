@@ -43,12 +43,12 @@ def spanning(runs: Sequence[Run], most: int = POLICIES) -> list[Run]:
     roots = np.sqrt([max(known[run][0], 0.0) for run in front])
     wanted = roots[-1] * np.linspace(0.5, 1.0, most)
     chosen = {int(np.abs(roots - root).argmin()) for root in wanted}
-    return front if len(front) <= most else [front[i] for i in sorted(chosen)]
+    return [front[i] for i in sorted(chosen)]
 
 
 def parts(samples: int, trained: int) -> list[int]:
-    """Of the base, then of each trained policy: equal, and what is left over is the base's."""
-    each = samples // (1 + trained)
+    """Of the base a quarter, which is enough near it; of each trained policy an equal part of the rest."""
+    each = 3 * samples // (4 * trained) if trained else 0
     return [samples - trained * each, *[each] * trained]
 
 
