@@ -203,6 +203,8 @@ def test_the_second_time_nothing_is_computed_wherever_the_run_lies(tmp_path: Pat
     assert [run.path.name for run in (request["first"], *request["trained"])] == ["run", "run"]
     world_run(tmp_path / "b/other", loss="ipo", seed=3)
     again, _ = known_optimum(runs_of(tmp_path / "b"), 200, tmp_path / "cache")
+    world_run(tmp_path / "b/a beaten one", kl=2.0, gold=0.1, weights="others", loss="ipo", seed=4)
+    known_optimum(runs_of(tmp_path / "b"), 200, tmp_path / "cache")
     assert len(made) == 1
     assert again.curve.gain.tolist() == found.curve.gain.tolist()
 

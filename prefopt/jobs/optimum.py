@@ -61,14 +61,15 @@ def _estimated(runs: Sequence[Run], samples: int, cache: Path) -> Optimum:
     first, *trained = [finished_run(str(run.path)) for run in (held[0], *spanning(held))]
     prompts = [str(row["prompt"]) for row in runs[0].samples]
     counts = parts(samples, len(trained))
-    key = config_hash([VERSION, counts, prompts, first.summary["base_hash"], *map(_identity, (first, *trained))])
+    base = [first.summary["base_hash"], *_identity(first)[1:]]
+    key = config_hash([VERSION, counts, prompts, base, [_identity(run) for run in trained]])
     make = partial(_make, first=first, trained=trained, prompts=prompts, counts=counts, cache=cache)
     pools, largest = _read(cached_folder(cache / "optimum" / key[:20], make) / "pools.npz")
     return Optimum.of(pools, largest, [run.path.name for run in trained])
 
 
 def _identity(run: Finished) -> list[Any]:
-    """What the answers of its policy and of its base depend on, wherever they lie."""
+    """What the answers of its policy depend on, wherever it lies; after its weights what its base's depend on too."""
     longest = run.config["evaluation"]["max_new_tokens"]
     return [run.summary["model_hash"], run.config["model"], run.config["trainer"]["precision"], longest]
 
