@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from prefopt.config import config_dir
-from prefopt.errors import FAILED, INTERRUPTED, RequestError, first_line, refuse
+from prefopt.errors import FAILED, INTERRUPTED, RequestError, first_line, nearest, refuse
 from prefopt.files import check_can_be_made
+
+SAMPLES = 500  # with 40 prompts and a tiny model about a minute on two cores
+FEWEST = 100
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prefopt compare", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="a run folder, or one with run folders in it")
     parser.add_argument("--out", type=Path, default=Path("report"), help="the folder that is written (report)")
+    parser.add_argument(
+        "--optimum",
+        default=str(SAMPLES),
+        metavar="N",
+        help=f"where the true reward is known, samples under each prompt for the optimum ({SAMPLES}); off: none",
+    )
+    cache = os.environ.get("PREFOPT_CACHE", "~/.cache/prefopt")
+    parser.add_argument("--cache-dir", type=Path, default=Path(cache), help="as in training: bases and such samples")
     return parser.parse_args()
+
+
+def samples_of(asked: str) -> int | None:
+    """None where no optimum is wanted."""
+    if asked == "off":
+        return None
+    if not asked.isdecimal() or int(asked) < FEWEST:
+        raise RequestError(
+            f"--optimum must be off, or a whole number of samples under each prompt from {FEWEST} on; got {asked!r}"
+            f"{nearest(asked, ['off'])}"
+        )
+    return int(asked)
 
 
 def main() -> int:
     asked = arguments()
-    out = asked.out.expanduser()
+    out, cache = asked.out.expanduser(), asked.cache_dir.expanduser()
     try:
         check_can_be_made(out, "--out")
+        samples = samples_of(asked.optimum)
+        if cache.exists() and not cache.is_dir():
+            raise RequestError(f"--cache-dir={cache} is a file; name a folder")
         from prefopt.jobs.compare import compare
         from prefopt.reports.compare.settings import loss_defaults
 
-        return compare(asked.runs, out, loss_defaults(Path(config_dir()) / "loss"))
+        return compare(asked.runs, out, loss_defaults(Path(config_dir()) / "loss"), samples, cache)
     except RequestError as error:
         return refuse(str(error))
     except OSError as error:

@@ -85,7 +85,9 @@ def test_optional_and_heavy_packages_are_not_needed_to_import():
     assert found.stdout.strip() == "False", found.stderr
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("prefopt", ["quant"]), ("tests", ["quant", "dev"])])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("prefopt", ["quant", "optuna"]), ("tests", ["quant", "optuna", "dev"])]
+)
 def test_every_imported_package_is_declared(folder, extras):
     """One that another package happens to bring is missing on the next machine."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]

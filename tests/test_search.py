@@ -11,8 +11,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 
+from prefopt.config.search import Wanted, search
 from prefopt.errors import RequestError
-from prefopt.sweep.search import Wanted, search
 
 BETA = "loss.beta=tag(log,interval(0.01,1))"
 

@@ -27,8 +27,8 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        from prefopt.config.search import Wanted, search
         from prefopt.errors import RequestError
-        from prefopt.sweep.search import Wanted, search
 
         if not isinstance(self.launcher, SweepLauncher):
             raise RequestError("hydra/sweeper=optuna needs prefopt's own launcher, hydra/launcher=sweep")

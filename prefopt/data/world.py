@@ -31,6 +31,7 @@ import random
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import nlargest
 from math import lcm, tanh
 
 import numpy as np
@@ -130,13 +131,25 @@ class World:
 
     def gold(self, prompt: str, completion: str) -> float:
         """The true reward in gold units, the equation of this module; takes a few microseconds."""
-        factor = self._factors.get(prompt)
-        if factor is None:
-            raise ValueError(f"the controlled world has no prompt {prompt!r}; the first it has is {self.prompts[0]!r}")
+        factor = self._factor(prompt)
         if not self.parses(completion):
             return UNGRAMMATICAL
         words = completion.strip().removesuffix(".").split(" ")
-        return HEIGHT * tanh((factor * _sentiment(words) - _repeats(words)) / WIDTH) / UNIT
+        return _worth(factor * _sentiment(words) - _repeats(words))
+
+    def largest(self, prompt: str) -> float:
+        """The most gold reward that any completion has: of two clauses with the two best verbs and adjectives.
+
+        A better word a second time would add 0.7 · f(x) < 1 to the grades, and costs 1.
+        """
+        best = sum(nlargest(2, VERBS.values())) + max(INTENSIFIERS.values()) * sum(nlargest(2, ADJECTIVES.values()))
+        return _worth(self._factor(prompt) * best)
+
+    def _factor(self, prompt: str) -> float:
+        factor = self._factors.get(prompt)
+        if factor is None:
+            raise ValueError(f"the controlled world has no prompt {prompt!r}; the first it has is {self.prompts[0]!r}")
+        return factor
 
     @cached_property
     def _factors(self) -> dict[str, float]:
@@ -227,6 +240,11 @@ def _clause(rng: random.Random) -> str:
     quality = f"{rng.choice(list(INTENSIFIERS))} {adjective}" if rng.random() < INTENSIFIED else adjective
     was, did = f"the {noun} was {quality}", f"the {noun} {verb} the {rng.choice(AUDIENCES)}"
     return rng.choice((was, did, f"it {verb} with {quality} {noun}"))
+
+
+def _worth(total: float) -> float:
+    """Gold units, of f(x) s(y) - r(y)."""
+    return HEIGHT * tanh(total / WIDTH) / UNIT
 
 
 def _sentiment(words: list[str]) -> float:

@@ -8,23 +8,31 @@ from typing import Any
 
 from prefopt.errors import OK
 from prefopt.files import replacing
+from prefopt.jobs.optimum import known_optimum
 from prefopt.reports.compare.drawing import save_png
 from prefopt.reports.compare.page import page
 from prefopt.reports.compare.report import build
 from prefopt.reports.compare.runs import read_runs
-from prefopt.reports.compare.tables import results_csv, results_md
+from prefopt.reports.compare.same import check_comparable
+from prefopt.reports.compare.tables import optimum_csv, results_csv, results_md
 
 
-def compare(folders: Sequence[Path], out: Path, defaults: Mapping[str, dict[str, Any]]) -> int:
-    """Returns the exit code. RequestError where runs are missing, broken or may not stand in one table."""
-    report = build(read_runs(folders), defaults)
+def compare(
+    folders: Sequence[Path], out: Path, defaults: Mapping[str, dict[str, Any]], samples: int | None, cache: Path
+) -> int:
+    """Returns the exit code. RequestError where runs are missing, broken or may not stand in one table. samples: under
+    each prompt, for the optimum where it can be known; None: it is not asked for."""
+    found = read_runs(folders)
+    check_comparable(found.runs)
+    optimum, why_none = known_optimum(found.runs, samples, cache) if samples else (None, "")
+    report = build(found, defaults, optimum, why_none)
     for figure in report.figures:
         save_png(figure, out / "figures" / f"{figure.name}.png")
-    for name, content in (
-        ("results.csv", results_csv(report)),
-        ("results.md", results_md(report)),
-        ("index.html", page(report)),
-    ):
+    written = {"results.csv": results_csv(report), "results.md": results_md(report), "index.html": page(report)}
+    (out / "optimum.csv").unlink(missing_ok=True)  # an earlier report's
+    if report.optimum is not None:
+        written["optimum.csv"] = optimum_csv(report.optimum)
+    for name, content in written.items():
         with replacing(out / name) as temporary:
             temporary.write_text(content, "utf-8")
     for sentence in report.left_out:
@@ -33,5 +41,7 @@ def compare(folders: Sequence[Path], out: Path, defaults: Mapping[str, dict[str,
         if difference.shown:
             print(f"difference  {difference.line}")
     print(f"compared    {sum(len(line.setting.runs) for line in report.lines)} runs")
+    if why_none:
+        print(f"note        {why_none}")
     print(f"report      {out / 'index.html'}   (results.csv, results.md, figures/)")
     return OK

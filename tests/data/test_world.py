@@ -110,6 +110,21 @@ def test_a_policy_has_much_to_gain(world: World, golds: np.ndarray) -> None:
     assert golds.max() > 1.5
 
 
+@pytest.mark.parametrize("prompt", [PLACE, THING])
+def test_the_largest_reward_is_that_of_the_best_text(world: World, prompt: str) -> None:
+    """No two clauses are worth more: with their best intensifier, and nouns of which there are always two."""
+    assert world.largest(prompt) == world.gold(prompt, BEST)
+    adjectives = [(a, f"very {a}" if grade > 0 else f"slightly {a}") for a, grade in source.ADJECTIVES.items()]
+    clauses = [
+        *(f"the {{}} was {shown}" for _, shown in adjectives),
+        *(f"the {{}} {verb} the critics" for verb in source.VERBS),
+        *(f"it {verb} with {shown} {{}}" for verb in source.VERBS for _, shown in adjectives),
+    ]
+    pairs = itertools.product((c.format("service") for c in clauses), (c.format("design") for c in clauses))
+    assert max(world.gold(prompt, f"{a} and {b}.") for a, b in pairs) == world.largest(prompt)
+    assert max(world.gold(prompt, f"{a.format('price')}.") for a in clauses) < world.largest(prompt)
+
+
 def test_white_space_around_a_completion_is_ignored(world: World) -> None:
     bare = "the service was superb."
     golds = {world.gold(PLACE, text) for text in (bare, f" {bare}", f"{bare}\n", f"\n {bare} ")}

@@ -24,6 +24,7 @@ from prefopt.reports.compare.drawing import plotly_traces
 from prefopt.reports.compare.measures import run_values
 from prefopt.reports.compare.report import Report, build
 from prefopt.reports.compare.runs import read_runs
+from prefopt.reports.compare.same import check_comparable
 from prefopt.reports.compare.settings import group
 from tests.reports.fake import DEFAULTS, write_run
 
@@ -31,7 +32,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def report(*folders: Path) -> Report:
-    return build(read_runs(folders), DEFAULTS)
+    found = read_runs(folders)
+    check_comparable(found.runs)
+    return build(found, DEFAULTS)
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -10,7 +10,8 @@ from prefopt.files import replacing
 from prefopt.reports.compare.figures import Figure, Series
 
 MARKERS = {"points": ("circle", 11, "o"), "faint": ("circle-open", 7, "o"), "ends": ("circle", 8, "o")}
-MARKERS["crosses"] = ("x", 8, "x")
+MARKERS |= {"crosses": ("x", 8, "x"), "diamonds": ("diamond-open", 8, "D")}
+DASHES = {"line": ("solid", "-"), "dashed": ("dash", "--"), "dotted": ("dot", ":")}
 
 
 def plotly_traces(figure: Figure) -> list[dict[str, Any]]:
@@ -29,8 +30,7 @@ def _trace(series: Series) -> dict[str, Any]:
         marker = {"color": series.colour, "symbol": symbol, "size": size}
         texts = [escape(text) for text in series.texts]
         return {**trace, "mode": "markers", "marker": marker, "text": texts, "hovertemplate": HOVER}
-    dash = "dash" if series.style == "dashed" else "solid"
-    return {**trace, "mode": "lines", "line": {"color": series.colour, "dash": dash, "width": 2}}
+    return {**trace, "mode": "lines", "line": {"color": series.colour, "dash": DASHES[series.style][0], "width": 2}}
 
 
 HOVER = "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>"
@@ -57,10 +57,10 @@ def _draw(axes: Any, series: Series) -> None:
     label = _plain(series.name) if series.in_legend else None
     y = [float("nan") if value is None else value for value in series.y]
     if series.style not in MARKERS:
-        axes.plot(series.x, y, "--" if series.style == "dashed" else "-", color=series.colour, lw=1.5, label=label)
+        axes.plot(series.x, y, DASHES[series.style][1], color=series.colour, lw=1.5, label=label)
         return
     _, size, marker = MARKERS[series.style]
-    hollow = {"mfc": "none", "alpha": 0.7} if series.style == "faint" else {}
+    hollow = {"mfc": "none", "alpha": 0.7} if series.style in ("faint", "diamonds") else {}
     look = {"color": series.colour, "marker": marker, "ms": size * 0.6, "ls": "", "label": label, **hollow}
     axes.errorbar(series.x, y, xerr=series.x_error, yerr=series.y_error, elinewidth=0.9, capsize=2, **look)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from prefopt.reports.compare.measures import BY_KEY, Summary, Values
+from prefopt.reports.compare.optimum import Optimum
 from prefopt.reports.compare.runs import Columns
 from prefopt.reports.compare.settings import Method, Setting
 from prefopt.reports.compare.statistics import pareto
@@ -15,12 +17,14 @@ from prefopt.reports.compare.statistics import pareto
 # Okabe & Ito's colours, told apart by every eye; without the yellow and the black that a page swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B6BB1", "#7F7F7F")
 GREY = "#888888"
+INK = "#000000"  # the page shows it in the colour of its text
 POINTS = 40  # of a curve, of at least four steps each where there are enough
 
 
 @dataclass(frozen=True)
 class Series:
-    """style: line, dashed, points, faint (the rest of a grid) or ends (where a line leads). texts: of each point."""
+    """style: line, dashed, dotted, points, faint (the rest of a grid), ends (where a line leads), crosses or diamonds.
+    texts: of each point."""
 
     name: str
     x: list[float]
@@ -43,11 +47,11 @@ class Figure:
     series: list[Series]
 
 
-def figures(methods: Sequence[Method], values: Values) -> list[Figure]:
+def figures(methods: Sequence[Method], values: Values, optimum: Optimum | None = None) -> list[Figure]:
     """Those for which the runs hold anything."""
     worth = worth_key(values)
     drawn = [
-        _frontier(methods, values, worth),
+        _frontier(methods, values, worth, optimum),
         _curve(methods, "loss", "Loss", "loss / its first value", _relative),
         _curve(methods, "accuracy", "Accuracy on training pairs", "accuracy, own reward", lambda values: values),
         _movement(methods, values),
@@ -69,25 +73,61 @@ def worth_key(values: Values) -> str:
     return "accuracy"
 
 
-def _frontier(methods: Sequence[Method], values: Values, worth: str) -> Figure:
+def _frontier(methods: Sequence[Method], values: Values, worth: str, optimum: Optimum | None) -> Figure:
     caption = "Up and to the left is better. Bars: 95 % over seeds, or of one seed twice the Monte-Carlo error."
-    figure = _scatter(
-        "frontier", f"{BY_KEY[worth].label.capitalize()} against KL", methods, values, ("kl", worth), caption
-    )
-    known = [(of["kl"].mean, of[worth].mean) for of in values.values() if of["kl"] and of[worth]]
-    if len(known) > 1:
-        front = [known[i] for i in pareto(*zip(*known, strict=True))]
-        line = Series("Pareto front", [x for x, _ in front], [y for _, y in front], GREY, "dashed")
-        figure.series.insert(0, line)
-    if figure.series:
-        figure.series.extend(_base(methods, worth))
+    axes = ("kl", worth)
+    title = f"{BY_KEY[worth].label.capitalize()} against KL"
+    figure = _scatter("frontier", title, methods, values, axes, caption if optimum is None else f"{caption} {KNOWN}")
+    if not figure.series:
+        return figure
+    for colour, method in _coloured(methods):
+        figure.series.extend(_front(method.name, method.settings, values, axes, colour))
+    figure.series.extend(_front("Pareto front", list(values), values, axes, GREY))
+    figure.series.extend(_base(methods, worth, optimum))
+    if optimum is not None:
+        figure.series.extend(_optimum(optimum, max(of["kl"].mean for of in values.values() if of["kl"])))
     return figure
 
 
-def _base(methods: Sequence[Method], worth: str) -> Iterator[Series]:
+KNOWN = (
+    "π*: no policy has more reward at its KL; dashed where fewer than 100 effective samples tell under some prompt, "
+    "dotted the bound by concavity and the largest reward. Best of n of the base's samples stands at the most that its "
+    "KL can be."
+)
+
+
+def _front(
+    name: str, settings: Sequence[Setting], values: Values, axes: tuple[str, str], colour: str
+) -> Iterator[Series]:
+    """Through the settings that no other one of these beats. A method's own is not in the legend."""
+    found = [s for s in settings if all(values[s][axis] for axis in axes)]
+    x, y = _places(found, values, axes)
+    front = pareto(x, y)
+    if len(found) > 1:
+        yield Series(name, [x[i] for i in front], [y[i] for i in front], colour, "dashed", in_legend=colour == GREY)
+
+
+def _optimum(optimum: Optimum, furthest: float) -> Iterator[Series]:
+    """As far as the settings and best-of-n reach. furthest: the settings' largest KL."""
+    best, sound = optimum.best, optimum.reliable_to
+    right = max(1.05 * furthest, 1.05 * best.kl[-1])
+    parts = [("π* (optimum)", 0.0, min(sound, right), "line", optimum.reward)]
+    if sound < right:
+        parts.append(("π*, few samples", sound, min(optimum.curve.kl[-1], right), "dashed", optimum.reward))
+        parts.append(("bound", sound, right, "dotted", optimum.curve.bound))
+    for name, left, end, style, reward in parts:
+        x = np.linspace(math.sqrt(left), math.sqrt(end), POINTS) ** 2
+        yield Series(name, _rounded(x), _rounded(reward(x)), INK, style)
+    texts = [f"best of {n}" for n in best.n]
+    yield Series("best of n", _rounded(best.kl), _rounded(best.reward), GREY, "line", in_legend=False)
+    yield Series("best of n", _rounded(best.kl), _rounded(best.reward), GREY, "diamonds", texts)
+
+
+def _base(methods: Sequence[Method], worth: str, optimum: Optimum | None) -> Iterator[Series]:
     """Where every policy started; seeds differ in the answers that were drawn."""
     runs = [run for method in methods for setting in method.settings for run in setting.runs]
     known = [value for run in runs if (value := run.measured("samples_reference", worth)) is not None]
+    known = known if optimum is None else [optimum.curve.reference]
     if known:
         yield Series("base", [0.0], [float(np.mean(known))], GREY, "ends", ["base"])
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from prefopt.reports.compare.measures import TAIL, Values
+from prefopt.reports.compare.measures import TAIL, Summary, Values
+from prefopt.reports.compare.optimum import SURELY, Optimum
 from prefopt.reports.compare.settings import Method, Setting
 
 FALLS = 1.0  # nats per completion by which the chosen one's log-prob has fallen
@@ -18,10 +19,18 @@ REPEATS = 0.1  # more repeated trigrams than the base
 NEAR_LOG_2 = 0.01
 
 
-def flags(methods: Sequence[Method], values: Values) -> list[tuple[str, str]]:
+def flags(methods: Sequence[Method], values: Values, optimum: Optimum | None = None) -> list[tuple[str, str]]:
     """(setting, sentence) of everything odd among the settings that are shown, and of each method's grid."""
     found = [(setting.name, s) for method in methods for setting in method.shown for s in _of_setting(setting)]
-    return found + [(method.name, sentence) for method in methods for sentence in _of_grid(method, values)]
+    found += [(method.name, sentence) for method in methods for sentence in _of_grid(method, values)]
+    if optimum is not None:
+        found += [("optimum", sentence) for sentence in optimum.doubts()] + impossible(values, optimum)
+    return found
+
+
+def impossible(values: Values, optimum: Optimum) -> list[tuple[str, str]]:
+    """(setting, sentence) of every setting that has more gold reward than any policy can have at its KL."""
+    return [(setting.name, sentence) for setting, of in values.items() for sentence in _above(of, optimum)]
 
 
 def _of_setting(setting: Setting) -> Iterator[str]:
@@ -87,6 +96,22 @@ def _of_grid(method: Method, values: Values) -> Iterator[str]:
                 f"KL rises and reward falls: {far[3]} has {far[1]:.2f} at {far[0]:.2f} nats, "
                 f"{near[3]} has {near[1]:.2f} at {near[0]:.2f}"
             )
+
+
+def _above(values: Summary, optimum: Optimum) -> Iterator[str]:
+    """Means over seeds are held to the frontier too, as it is concave."""
+    gold, gold_error, kl, kl_error = (values[key] for key in OF_THE_POLICY)
+    if not (gold and gold_error and kl and kl_error):
+        return
+    more, error = optimum.above(gold.mean, gold_error.mean, kl.mean, kl_error.mean)
+    if more > SURELY * error:
+        yield (
+            f"above the optimum: gold reward {gold.mean:.3f} at {kl.mean:.3f} nats, where no policy has more than "
+            f"{gold.mean - more:.3f} (error {error:.3f}); so a reward, a KL or a log-prob is wrong"
+        )
+
+
+OF_THE_POLICY = ("gold_reward", "gold_reward_stderr", "kl", "kl_stderr")
 
 
 def _mean(setting: Setting, section: str, name: str) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prefopt.reports.compare.optimum import Optimum
 from prefopt.reports.compare.runs import Run
 from prefopt.reports.compare.settings import Method, Setting
 from prefopt.reports.compare.statistics import (
@@ -48,6 +49,8 @@ MEASURES = (
     Measure("kl_stderr", "± KL", ".3f", "Monte-Carlo standard error of the KL", error=True),
     Measure("gold_reward", "gold reward", ".3f", "true reward of own samples, where it is known"),
     Measure("gold_reward_stderr", "± gold", ".3f", "its standard error over prompts", error=True),
+    Measure("share_of_optimum", "share of optimum", ".0%", "of the most gold reward that any policy gains at this KL"),
+    Measure("share_stderr", "± share", ".1%", "standard error of that share", error=True),
     Measure("win_rate_vs_reference", "wins", ".3f", "answers of higher gold reward than the base's"),
     Measure("win_rate_same_length", "wins, same length", ".3f", "the same, had the base's answers the same length"),
     Measure("length", "length", ".1f", "tokens of an answer"),
@@ -71,13 +74,16 @@ def is_log_odds(run: Run) -> bool:
     return run.summary.get("reward_is_log_odds") is not False
 
 
-def run_values(run: Run) -> Numbers:
+def run_values(run: Run, optimum: Optimum | None = None) -> Numbers:
     """Every measure of one run; None where it does not apply."""
     memory = run.summary.get("peak_memory_bytes")
+    share, share_stderr = (optimum.share(run) if optimum else None) or (None, None)
     return {
         **{key: run.measured("test", key) for key in ("accuracy", "accuracy_logratio", "accuracy_logp", "margin")},
         **{key: value for key, value in row_values(run).items() if key in ("auc", "ece", "brier")},
         **{key: run.measured("samples", key) for key in SAMPLED},
+        "share_of_optimum": share,
+        "share_stderr": share_stderr,
         "gap": _gap(run),
         "win_rate_same_length": _wins_at_equal_length(run),
         "tokens_per_second": run.summary.get("tokens_per_second"),
@@ -123,9 +129,9 @@ def summarised(values: Sequence[Numbers]) -> Summary:
     return found
 
 
-def all_values(methods: Sequence[Method]) -> Values:
+def all_values(methods: Sequence[Method], optimum: Optimum | None = None) -> Values:
     settings = [setting for method in methods for setting in method.settings]
-    return {setting: summarised([run_values(run) for run in setting.runs]) for setting in settings}
+    return {setting: summarised([run_values(run, optimum) for run in setting.runs]) for setting in settings}
 
 
 def _together(key: str, known: list[float]) -> Estimate:

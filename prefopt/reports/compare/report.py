@@ -8,19 +8,20 @@ from typing import Any
 
 from prefopt.reports.compare.differences import ALPHA, Difference, differences, win_rates
 from prefopt.reports.compare.figures import Figure, figures
-from prefopt.reports.compare.health import flags
+from prefopt.reports.compare.health import flags, impossible
 from prefopt.reports.compare.measures import (
     IN_SLICES,
     MEASURES,
     Measure,
     Summary,
+    Values,
     all_values,
     row_values,
     slices,
     summarised,
 )
+from prefopt.reports.compare.optimum import SURELY, Optimum
 from prefopt.reports.compare.runs import Found, Run
-from prefopt.reports.compare.same import check_comparable
 from prefopt.reports.compare.samples import SideBySide, side_by_side
 from prefopt.reports.compare.settings import NAMES, Method, Setting, group
 from prefopt.reports.compare.statistics import DRAWS, Estimate
@@ -48,6 +49,7 @@ class Report:
     left_out: list[str]
     figures: list[Figure]
     samples: SideBySide
+    optimum: Optimum | None = None
 
     @property
     def shown(self) -> list[Line]:
@@ -55,11 +57,13 @@ class Report:
         return [line for line in self.lines if line.choice]
 
 
-def build(found: Found, defaults: Mapping[str, dict[str, Any]]) -> Report:
-    """RequestError where the runs may not stand in one table. defaults: see `settings.loss_defaults`."""
-    check_comparable(found.runs)
+def build(
+    found: Found, defaults: Mapping[str, dict[str, Any]], optimum: Optimum | None = None, why_none: str = ""
+) -> Report:
+    """Of runs that `check_comparable` lets stand in one table. defaults: see `settings.loss_defaults`. why_none: a
+    sentence, where an optimum is missed."""
     methods = group(found.runs, defaults)
-    compared, values = differences(methods), all_values(methods)
+    compared, values = differences(methods), all_values(methods, optimum)
     lines = [Line(s, m.choice(s), values[s]) for m in methods for s in m.settings]
     return Report(
         methods=methods,
@@ -67,11 +71,12 @@ def build(found: Found, defaults: Mapping[str, dict[str, Any]]) -> Report:
         slices=list(_slices(methods, found.runs)),
         differences=compared,
         wins=win_rates(methods),
-        flags=flags(methods, values),
-        notes=list(_notes(found.runs, methods, compared)),
+        flags=flags(methods, values, optimum),
+        notes=[*_notes(found.runs, methods, compared), *_on_optimum(optimum, values), *filter(None, [why_none])],
         left_out=found.left_out,
-        figures=figures(methods, values),
+        figures=figures(methods, values, optimum),
         samples=side_by_side(methods),
+        optimum=optimum,
     )
 
 
@@ -155,6 +160,14 @@ def _on_rows(runs: Sequence[Run], methods: Sequence[Method]) -> Iterator[str]:
         yield "AUC, ECE, Brier, slices and differences are of test.jsonl, every row with the same weight."
     if any(run.summary.get("reward_is_log_odds") is None for run in runs):
         yield "Calibration: not every run says whether its reward is a log-odds; else ECE and Brier mean little."
+
+
+def _on_optimum(optimum: Optimum | None, values: Values) -> Iterator[str]:
+    if optimum is None:
+        return
+    yield from optimum.words()
+    if not impossible(values, optimum):
+        yield f"No setting is above the optimum by more than {SURELY:g} standard errors."
 
 
 def _short(summary: dict[str, Any], name: str) -> str:

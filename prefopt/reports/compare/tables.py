@@ -1,4 +1,5 @@
-"""results.csv, every number of every setting; results.md, what the page says without its figures."""
+"""results.csv, every number of every setting; optimum.csv, what they are held against; results.md, what the page says
+without its figures."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from io import StringIO
 
 from prefopt.reports.compare.measures import MEASURES, Measure
+from prefopt.reports.compare.optimum import Optimum
 from prefopt.reports.compare.report import Line, Report, cell, columns, slice_columns
 
 ENDS = ("", "_low", "_high")
@@ -32,6 +34,24 @@ def _numbers(line: Line) -> list[str]:
         parts = [None, None, None] if value is None else [value.mean, value.low, value.high]
         found += ["" if part is None else f"{part:.8g}" for part in parts[: 1 if measure.error else 3]]
     return found
+
+
+def optimum_csv(optimum: Optimum) -> str:
+    """A line per point of the frontier, by rising KL, and per n of best-of-n, whose KL is at most what stands here."""
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["beta", "best_of", *POINT, "reliable"])
+    curve, best = optimum.curve, optimum.best
+    for i, sound in enumerate(curve.reliable):
+        point = [getattr(curve, name)[i] for name in POINT]
+        writer.writerow([f"{curve.betas[i]:.8g}", "", *(f"{value:.8g}" for value in point), str(bool(sound)).lower()])
+    for n, reward, stderr, kl in zip(best.n, best.reward, best.stderr, best.kl, strict=True):
+        found = {"kl": kl, "reward": reward, "reward_stderr": stderr, "gain": reward - curve.reference}
+        writer.writerow(["", n, *(f"{found[name]:.8g}" if name in found else "" for name in POINT), ""])
+    return out.getvalue()
+
+
+POINT = ("kl", "kl_stderr", "reward", "reward_stderr", "gain", "gain_stderr", "effective_size")
 
 
 def results_md(report: Report) -> str:
