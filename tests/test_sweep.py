@@ -107,6 +107,7 @@ def test_a_wrong_job_is_refused_before_any_begins(overrides, said, model, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.long
 def test_a_search(model, tmp_path):
     """Optuna's trials are jobs of the sweep; again, they are there."""
     asked = ["hydra/sweeper=optuna", "hydra.sweeper.trials=2", "loss.beta=tag(log,interval(0.01,1))"]
@@ -124,6 +125,7 @@ def test_a_search(model, tmp_path):
     assert "job" not in again.stderr
 
 
+@pytest.mark.long
 def test_hydras_own_launchers(model, tmp_path):
     """joblib's processes read the same configuration files, and what fails there is told."""
     asked = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "loss=sft", "trainer.clip=null"]

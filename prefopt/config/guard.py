@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import get_args_parser
-from hydra.plugins.config_source import ConfigResult
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from prefopt.errors import RequestError, first_line, nearest
 
@@ -48,25 +51,30 @@ def install() -> None:
 
     The class stays Hydra's: other launchers carry its registry into processes that know no other.
     """
-    setattr(FileConfigSource, "load_config", _load_checked)  # noqa: B010
+    Plugins.instance()  # loads Hydra's own readers anew, which must not come later
+    reader = SourcesRegistry.instance().types["file"]
+    setattr(reader, "load_config", _checked(reader))  # noqa: B010
 
 
-_load = FileConfigSource.load_config
+@functools.cache
+def _checked(reader: type[ConfigSource]) -> Callable[[FileConfigSource, str], ConfigResult]:
+    load = reader.load_config
 
+    def load_checked(source: FileConfigSource, config_path: str) -> ConfigResult:
+        file = Path(source.path) / source._normalize_file_name(config_path)
+        try:
+            if file.is_file():
+                _check_size(file)
+            return load(source, config_path)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise RequestError(f"{file}:{line}: not YAML: {error.problem or error.context}") from error
+        except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
 
-def _load_checked(source: FileConfigSource, config_path: str) -> ConfigResult:
-    file = Path(source.path) / source._normalize_file_name(config_path)
-    try:
-        if file.is_file():
-            _check_size(file)
-        return _load(source, config_path)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RequestError(f"{file}:{line}: not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
+    return load_checked
 
 
 def _check_size(file: Path) -> None:
