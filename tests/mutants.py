@@ -669,6 +669,7 @@ MUTANTS = [
     ),
     *of(
         "config/search.py",
+        ("a named sweep is searched", "if named is not None:", "if False:"),
         ("the same is proposed again", "wanted.seed + len(study.trials)", "wanted.seed"),
         ("what was begun is forgotten", "if self.begun:", "if False:"),
         (

@@ -124,6 +124,7 @@ def test_whole_numbers_and_the_least(tmp_path):
     ("overrides", "wanted", "said"),
     [
         (["loss.beta=0.1,0.2"], {}, "searches intervals, and none is given"),
+        ([BETA, "sweep=offline"], {}, "sweep=offline: a named sweep has grids of its own"),
         (["loss.beta=interval(1,0.1)"], {}, "from a lower number to a higher one"),
         (["loss.beta=tag(log,interval(0,1))"], {}, "a logarithmic interval begins above 0"),
         (["loss.beta=tag(lg,interval(0.1,1))"], {}, "no such tag: lg; did you mean 'log'?"),

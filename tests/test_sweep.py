@@ -16,7 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from prefopt.config.explain import points
 from prefopt.errors import FAILED, OK, WRONG
 from prefopt.sweep.ledger import Job
-from prefopt.sweep.processes import _quoted
+from prefopt.sweep.processes import Sweep, _quoted
+from prefopt.train import main
 from tests.models.saved import pairs_file, saved_model
 from tests.test_resume import read
 
@@ -105,6 +106,25 @@ def test_a_wrong_job_is_refused_before_any_begins(overrides, said, model, tmp_pa
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_trials_that_are_equal_are_one_run(monkeypatch, tmp_path, capsys):
+    """Of four trials over two whole numbers, proposed at once, each has its answer."""
+
+    def run(self, jobs):
+        for job in jobs:
+            self.ledger.run_dir(job).mkdir()
+            told = {"status": "finished", "val": {"accuracy": 0.5}}
+            (self.ledger.run_dir(job) / "summary.json").write_text(json.dumps(told))
+        return OK
+
+    monkeypatch.setattr(Sweep, "run", run)
+    asked = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=4", "hydra.launcher.parallel=4"]
+    asked += ["trainer.max_steps=int(interval(1,2))", f"sweep_dir={tmp_path / 'sweep'}", f"cache_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["prefopt.train", *asked])
+    assert main() == OK
+    assert len(ledger(tmp_path)) <= 2
+    assert "the best of 4 trials" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -113,6 +113,11 @@ def search(overrides: Sequence[Override], wanted: Wanted, launcher: Launcher) ->
     ranges = [Range.of(o) for o in overrides if o.is_interval_sweep()]
     if not ranges:
         raise RequestError(f"hydra/sweeper=optuna searches intervals, and none is given; for example {EXAMPLE}")
+    named = next((o for o in overrides if o.key_or_group == "sweep"), None)
+    if named is not None:
+        raise RequestError(
+            f"{named.input_line}: a named sweep has grids of its own; hydra/sweeper=optuna searches without"
+        )
     ((*points,),) = BasicSweeper.split_arguments([o for o in overrides if not o.is_interval_sweep()], None)
     for end in ("low", "high"):
         ends = [f"{interval.key}={getattr(interval, end)!r}" for interval in ranges]

@@ -23,12 +23,12 @@ exit_code = OK  # of the sweeps of this process; Hydra hands none through
 
 
 def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parallel: int) -> list[dict[str, Any]]:
-    """Run the jobs in `folder`, and keep the worst exit code. Returns their summaries, {} of one without."""
+    """Run the jobs in `folder`, and keep the worst exit code. Returns the summary of each that was asked for, {} of one
+    without; equal ones, which are run once, have the same."""
     jobs = sound_jobs(compose, asked, folder, parallel)
     with Ledger(Path(folder).expanduser()) as ledger:
-        known = ledger.add(jobs)
-        keep_worst(Sweep(ledger, _flags(), parallel, _gpus()).run(known))
-        return [ledger.summary(job) for job in known]
+        keep_worst(Sweep(ledger, _flags(), parallel, _gpus()).run(ledger.add(jobs)))
+        return [ledger.summary(ledger.jobs[job.key]) for job in jobs]
 
 
 def keep_worst(code: int) -> None:
