@@ -39,7 +39,7 @@ def task(cfg: DictConfig) -> int:
         data, origin = trained.data, open_origin(trained.data, cache)
     origin.check()
     try:
-        from prefopt.jobs.measure import evaluate  # the heavy libraries, once the request is known to be sound
+        from prefopt.jobs.evaluate import evaluate  # the heavy libraries, once the request is known to be sound
         from prefopt.jobs.subject import Rows
 
         return evaluate(asked, run, Rows(data, origin), evaluation, out)

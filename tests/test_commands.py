@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from prefopt.config import build_request, command, compose_request, config_dir
 from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError
-from prefopt.jobs.evaluate import compared_answers
+from prefopt.jobs.measure import compared_answers
 from prefopt.jobs.train import train
 from prefopt.models.base import weights_hash
 from prefopt.objectives import create
@@ -280,7 +280,7 @@ def test_held_out_rows_say_what_the_summary_says(small, tmp_path):
 def test_answers_are_sampled_where_the_run_trained(monkeypatch):
     """A validation ends with the module on the CPU, whatever device trained it; meta stands for one."""
     seen = []
-    monkeypatch.setattr("prefopt.jobs.evaluate.sample_policy", lambda policy, *_, **options: seen.append(policy.device))
+    monkeypatch.setattr("prefopt.jobs.measure.sample_policy", lambda policy, *_, **options: seen.append(policy.device))
     settings = SimpleNamespace(prompts=2)
     dataset = SimpleNamespace(val=[], test=toy_examples(2), gold=None)
     plain = SimpleNamespace(forward_context=nullcontext)

@@ -240,7 +240,7 @@ def test_a_failure_leaves_nothing(runs, tmp_path, monkeypatch, capsys):
     def fail(*arguments, **options):
         raise OSError("no space")
 
-    monkeypatch.setattr("prefopt.jobs.measure.write_json", fail)
+    monkeypatch.setattr("prefopt.jobs.evaluate.write_json", fail)
     arguments = [f"run={runs['judge']}", f"out={tmp_path / 'deep/out'}", f"cache_dir={tmp_path / 'cache'}"]
     monkeypatch.setattr(sys, "argv", ["prefopt.evaluate", *arguments, "device=cpu"])
     assert evaluate.main() == FAILED

@@ -13,7 +13,7 @@ from prefopt.data.loader import Plan, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.views import view
 from prefopt.errors import RequestError
-from prefopt.jobs.evaluate import _log_ratios
+from prefopt.jobs.measure import _log_ratios
 from prefopt.models.policy import Policy
 from prefopt.models.reference import AdapterOff, reference_logps
 from prefopt.module import PreferenceModule

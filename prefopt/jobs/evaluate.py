@@ -1,217 +1,203 @@
-"""Holding a policy against its base: the held-out rows, and answers to fixed prompts."""
+"""`prefopt evaluate`: a run or any model, measured by what measures a run when it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shlex
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.data.examples import Encoded
-from prefopt.data.module import held_out_loaders
+from prefopt.data.audit import in_words
 from prefopt.data.prepare import Dataset
-from prefopt.data.render import Renderer
-from prefopt.metrics.answers import Answers, answer_measures, gold_gain
-from prefopt.metrics.held_out import gold_measures, measures
-from prefopt.models.policy import Policy
-from prefopt.models.reference import reference_logps
+from prefopt.errors import FAILED, OK, RequestError, first_line
+from prefopt.files import replacing_folder, write_json, write_lines
+from prefopt.jobs.assemble import prepare_rows
+from prefopt.jobs.loading import quieten
+from prefopt.jobs.measure import (
+    Compared,
+    HeldOut,
+    compared,
+    compared_answers,
+    evaluate_split,
+    held_out_rows,
+    sample_rows,
+)
+from prefopt.jobs.subject import ACCELERATORS, Rows, Subject, open_subject
+from prefopt.metrics.held_out import slice_measures
+from prefopt.metrics.rewardbench import section_scores
 from prefopt.module import PreferenceModule
-from prefopt.progress import track
-from prefopt.records import Batch
-from prefopt.scoring import generate, score
-from prefopt.settings import EvaluationSettings
+from prefopt.objectives import Needs, Objective
+from prefopt.objectives.base import Term
+from prefopt.progress import say
+from prefopt.records import Scores
+from prefopt.reports.terminal import print_evaluation
+from prefopt.run import Finished, git_revision, versions
+from prefopt.schedules import constant
+from prefopt.settings import EvaluateSettings, EvaluationSettings
 
-Table = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What the held-out rows of a split say."""
-
-    measures: dict[str, float | None]
-    table: Table
+SCHEMA = 1
+ACCURACIES = ("accuracy", "accuracy_logratio", "accuracy_logp")
 
 
-def evaluate_split(
-    trainer: L.Trainer, module: PreferenceModule, examples: Sequence[Encoded], settings: EvaluationSettings
-) -> HeldOut:
-    needs, ranks = module.objective.needs, (trainer.global_rank, trainer.world_size)
-    loaders = held_out_loaders(examples, needs.data, needs.columns, settings.batch_size, *ranks)
-    trainer.validate(module, loaders, verbose=False)
-    return HeldOut(module.held_out_measures(examples), module.held_out.compute())
+def evaluate(asked: EvaluateSettings, run: Finished | None, rows: Rows, settings: EvaluationSettings, out: Path) -> int:
+    """Returns the exit code. Whatever goes wrong, no folder is left."""
+    quieten()
+    torch.set_flush_denormal(True)
+    products = torch.get_float32_matmul_precision()
+    try:
+        with replacing_folder(out) as folder:
+            summary = write_evaluation(asked, run, rows, settings, folder)
+    except RequestError:
+        raise
+    except Exception as error:
+        if asked.debug:
+            traceback.print_exc()
+        print(f"the evaluation failed, nothing is left: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+        return FAILED
+    finally:
+        torch.set_float32_matmul_precision(products)
+    print_evaluation(out, summary)
+    return OK
 
 
-# ---------------------------------------------------------------- answers
+def write_evaluation(
+    asked: EvaluateSettings, run: Finished | None, rows: Rows, settings: EvaluationSettings, folder: Path
+) -> dict[str, Any]:
+    """Everything, into an empty folder. Returns the summary."""
+    subject = open_subject(asked, run, rows)
+    dataset = prepare_rows(rows.data, rows.origin, subject.renderer, Path(asked.cache_dir).expanduser())
+    if run is not None and asked.data is None:
+        check_rows(run, dataset)
+    tell(subject, dataset, own=asked.data is None)
+    module = measuring_module(subject, dataset)
+    trainer = measuring_trainer(asked.device, subject.precision)
+    seed = asked.seed if asked.seed is not None else run.config["seed"] if run else 0
+    test, answers = evaluate_split(trainer, module, dataset.test, settings), None
+    if module.policy.speaks and asked.evaluation.prompts != 0:
+        answers = compared_answers(trainer, module, dataset, subject.renderer, settings, seed)
+        write_lines(folder / "samples.jsonl", sample_rows(answers))
+    write_lines(folder / "test.jsonl", held_out_rows(test.table, dataset.test))
+    summary = {
+        **told_of(subject, run, dataset, trainer),
+        "seed": seed,
+        "evaluation": asdict(settings) if answers else {"batch_size": settings.batch_size},
+        **measured(test, dataset, answers),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """Answers of one policy: sampled ones with their measures' inputs, and the greedy ones."""
-
-    answers: Answers
-    sampled: list[str]
-    greedy: list[str]
+# ---------------------------------------------------------------- measuring
 
 
-def fixed_prompts(dataset: Dataset, n: int) -> list[Encoded]:
-    """n different held-out prompts, evenly spread over val and test; the same for every method and seed."""
-    first = {encoded.example.question: encoded for encoded in (*dataset.test, *dataset.val)}
-    prompts = list(first.values())
-    return [prompts[i * len(prompts) // n] for i in range(n)] if n < len(prompts) else prompts
+@dataclass(frozen=True, kw_only=True)
+class Measured(Objective):
+    """A reward without a loss: of a method, on rows that it does not learn from; of a model that no method trained,
+    what its reward head says, and nothing where it has none."""
+
+    needs = Needs(data="pairs")
+    method: Objective | None = None
+
+    def terms(self, scores: Scores, statistics: Mapping[str, Tensor]) -> tuple[Term, ...]:
+        return ()
+
+    def reward(self, scores: Scores) -> Tensor:
+        if self.method is not None:
+            return self.method.reward(scores)
+        return scores.rewards if scores.rewards is not None else torch.full_like(scores.logp, torch.nan)
 
 
-def sample_policy(
-    policy: Policy,
-    module: PreferenceModule,
-    prompts: list[Encoded],
-    renderer: Renderer,
-    settings: EvaluationSettings,
-    gold: Callable[[str, str], float] | None,
-    *,
-    seed: int,
-    against_base: bool,
-) -> Sampled:
-    """Greedy and sampled answers of `policy`; against_base adds each answer's log-ratio to the module's base, if it has
-    one, whose mean is the KL only if the policy itself was sampled: at temperature 1. Without it the policy is the base
-    itself."""
-    ids = [torch.from_numpy(encoded.prompt).to(policy.device) for encoded in prompts]
-    repeated = [prompt for prompt in ids for _ in range(settings.samples_per_prompt)]
-    generator = torch.Generator(policy.device).manual_seed(seed)
-    size: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
-    sampled = generate(policy, repeated, temperature=settings.temperature, generator=generator, **size)
-    greedy = generate(policy, ids, temperature=0.0, **size)
-    kl = None if against_base else np.zeros(len(sampled))
-    if against_base and module.base is not None and settings.temperature == 1:
-        kl = _log_ratios(policy, module, repeated, sampled, settings.batch_size)
-    texts = [renderer.text(answer.tolist()) for answer in sampled]
-    worth = None
-    if gold is not None:
-        asked = [encoded.example.prompt_text for encoded in prompts for _ in range(settings.samples_per_prompt)]
-        worth = np.array([gold(prompt, text) for prompt, text in zip(asked, texts, strict=True)])
-    answers = Answers(settings.samples_per_prompt, [answer.tolist() for answer in sampled], kl, worth)
-    return Sampled(answers, texts, [renderer.text(answer.tolist()) for answer in greedy])
+def measuring_module(subject: Subject, dataset: Dataset) -> PreferenceModule:
+    """What trained the subject, or something that only measures, around a policy that stays as it is."""
+    objective, policy = subject.method, subject.policy
+    if objective is None or not any(objective.needs.data in row.example.kinds for row in dataset.test):
+        heads = objective.needs.heads if objective else frozenset(policy.heads) | ({"lm"} if policy.speaks else set())
+        reference = objective is not None and objective.needs.reference
+        objective = Measured(method=subject.method)
+        kind = "pairs" if dataset.test[0].example.is_pair else "labels"
+        objective.refine(data=kind, heads=heads, reference=reference)
+    never = partial(torch.optim.SGD, lr=0.0)
+    return PreferenceModule(objective, policy, None, never, constant, subject.base)
 
 
-@torch.no_grad()
-def _log_ratios(
-    policy: Policy, module: PreferenceModule, prompts: list[Tensor], answers: list[Tensor], batch_size: int
-) -> np.ndarray:
-    """[n] Σ_t log π(y_t) - log π_base(y_t) of the policy's own answers, nats; of the policy that was sampled, which
-    has no dropout."""
-    found = []
-    starts = range(0, len(prompts), batch_size)
-    with policy.evaluating():
-        for i in track(starts, "KL of the answers", len(starts)):
-            some, said = prompts[i : i + batch_size], answers[i : i + batch_size]
-            batch = Batch.of("rollouts", some, said, list(range(len(some)))).to(policy.device)
-            scores = score(policy, batch)
-            gap = scores.logps - reference_logps(module.base, batch)
-            found.append(scores.total(gap).double().cpu())
-    return torch.cat(found).numpy()
+def measuring_trainer(device: str, precision: Any) -> L.Trainer:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("device=cuda: no GPU is seen here; take device=cpu")
+    return L.Trainer(
+        accelerator=ACCELERATORS[device],
+        devices=1,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
 
-@dataclass(frozen=True)
-class Compared:
-    """The fixed prompts with the answers of a policy, and those of whom it is held against, where there is somebody."""
-
-    prompts: list[Encoded]
-    policy: Sampled
-    base: Sampled | None
-
-
-def compared_answers(
-    trainer: L.Trainer,
-    module: PreferenceModule,
-    dataset: Dataset,
-    renderer: Renderer,
-    settings: EvaluationSettings,
-    seed: int,
-) -> Compared:
-    """Sampled on the device that the trainer has, in its precision."""
-    module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU when a validation ends
-    prompts = fixed_prompts(dataset, settings.prompts)
-    # Two seeds: the answers of the policy and of its base are compared as independent samples.
-    ask = (module, prompts, renderer, settings, dataset.gold)
-    as_trained = trainer.precision_plugin.forward_context
-    with as_trained():
-        own = sample_policy(module.policy, *ask, seed=2 * seed, against_base=True)
-    if module.base is None:
-        return Compared(prompts, own, None)
-    with module.base.policy(module.policy.device) as base, as_trained():
-        return Compared(prompts, own, sample_policy(base, *ask, seed=2 * seed + 1, against_base=False))
+def check_rows(run: Finished, dataset: Dataset) -> None:
+    """A run's own rows are those that it was evaluated on."""
+    for name in ("data_hash", "tokens_hash"):
+        held, found = run.summary[name], getattr(dataset, name)
+        if held != found:
+            raise RequestError(
+                f"run={run.path}: its rows are others by now: {name} was {held[:12]} and is {found[:12]}"
+                "\ndata=jsonl data.test=FILE names rows"
+            )
 
 
-def sample_rows(compared: Compared) -> list[dict[str, Any]]:
-    """samples.jsonl: every fixed prompt with the answers of the policy and of the base; gold: of the sampled ones."""
-    return [
-        {
-            "prompt": encoded.example.prompt,
-            **_said(compared.policy, i),
-            **{f"base_{name}": said for name, said in _said(compared.base, i).items()},
-        }
-        for i, encoded in enumerate(compared.prompts)
-    ]
+def tell(subject: Subject, dataset: Dataset, own: bool) -> None:
+    """What is measured against whom. own: the rows are the run's, which has said what it dropped."""
+    dropped = "" if own else in_words(dataset.audit["dropped"])
+    say(f"test rows: {len(dataset.test)}" + (f"; dropped: {dropped}" if dropped else ""))
+    if subject.base is not None:
+        say(f"held against {subject.base.who}")
+    elif subject.policy.speaks:
+        say("held against nobody (reference=MODEL names one): no log-ratio, KL or win rate")
 
 
-def _said(sampled: Sampled | None, i: int) -> dict[str, Any]:
-    """To prompt i. gold: None where the true reward is not known."""
-    if sampled is None:
-        return dict.fromkeys(("greedy", "sampled", "gold"))
-    gold, k = sampled.answers.gold, sampled.answers.per_prompt
-    own = slice(i * k, (i + 1) * k)
-    worth = None if gold is None else gold[own].tolist()
-    return {"greedy": sampled.greedy[i], "sampled": sampled.sampled[own], "gold": worth}
+# ---------------------------------------------------------------- what is written
 
 
-# ---------------------------------------------------------------- what a summary says
-
-
-def compared(test: HeldOut, dataset: Dataset, answers: Compared | None) -> dict[str, Any]:
-    """What summary.json says beside the measures of the rows: those of the base, of the answers, and of the world."""
-    base = answers.base if answers else None
+def told_of(subject: Subject, run: Finished | None, dataset: Dataset, trainer: L.Trainer) -> dict[str, Any]:
+    """What was evaluated, on what, by what."""
+    cuda = trainer.strategy.root_device.type == "cuda"
     return {
-        "test_reference": _base_measures(test, dataset),
-        "samples": answer_measures(answers.policy.answers, base.answers if base else None) if answers else None,
-        "samples_reference": answer_measures(base.answers) if base else None,
-        "world": _world(test, dataset, answers),
+        "schema": SCHEMA,
+        "status": "evaluated",  # no run, whoever looks for one
+        "command": shlex.join(["python", "-m", "prefopt.evaluate", *sys.argv[1:]]),
+        "model": subject.name,
+        "reference": subject.base.who if subject.base else None,
+        **{name: run.summary[name] if run else None for name in ("loss", "config_hash", "model_hash", "base_hash")},
+        "data_hash": dataset.data_hash,
+        "tokens_hash": dataset.tokens_hash,
+        "audit": dataset.audit,
+        "precision": str(subject.precision),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "versions": versions(),
+        "git": git_revision(),
     }
 
 
-def _base_measures(test: HeldOut, dataset: Dataset) -> dict[str, float | None]:
-    """What the base itself scores on the same rows: its log-ratio to itself is a tie everywhere."""
-    found = measures({**test.table, "logp": test.table["ref_logp"]}, dataset.test)
-    return {name: found[name] for name in ("accuracy_logratio", "accuracy_logp")}
-
-
-def _world(test: HeldOut, dataset: Dataset, answers: Compared | None) -> dict[str, float] | None:
-    """What can be told only where the gold reward is known."""
-    if dataset.gold is None or not np.isfinite(test.table["reward"]).all():
-        return None
-    gained = gold_gain(answers.policy.answers, answers.base.answers) if answers and answers.base else {}
-    return {**gold_measures(test.table, dataset.test), **gained}
-
-
-def held_out_rows(table: Table, examples: Sequence[Encoded]) -> list[dict[str, Any]]:
-    """val.jsonl: one row per held-out completion."""
-    rows = []
-    for i, (number, place) in enumerate(zip(table["row"].astype(int), table["place"].astype(int), strict=True)):
-        example = examples[number].example
-        values = {name: _finite(table[name][i]) for name in ("reward", "logp", "ref_logp")}
-        rows.append(
-            {
-                "row": f"{number}.{place}",
-                "chosen": example.good(int(place)),
-                **values,
-                "length": int(table["length"][i]),
-                "slice": example.slice,
-            }
-        )
-    return rows
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def measured(test: HeldOut, dataset: Dataset, answers: Compared | None) -> dict[str, Any]:
+    slices = slice_measures(test.table, dataset.test)
+    sections = {}
+    for name in ACCURACIES if slices else ():
+        scores = section_scores({part: found[name] for part, found in slices.items()})
+        if scores:
+            sections[name] = scores
+    return {
+        "rows": len(dataset.test),
+        "test": test.measures,
+        "slices": slices,
+        "sections": sections or None,
+        **compared(test, dataset, answers),
+    }

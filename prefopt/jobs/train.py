@@ -27,8 +27,8 @@ from prefopt.jobs.assemble import (
     build_trainer,
     prepare_parts,
 )
-from prefopt.jobs.evaluate import compared, compared_answers, evaluate_split, held_out_rows, sample_rows
 from prefopt.jobs.loading import quieten
+from prefopt.jobs.measure import compared, compared_answers, evaluate_split, held_out_rows, sample_rows
 from prefopt.jobs.precision import device_type, settle
 from prefopt.models.base import weights_hash
 from prefopt.models.policy import Policy
