@@ -43,7 +43,7 @@ WRONG_REQUESTS = [
     ("trainer.precision=bf17", ["trainer.precision must be one of", "got 'bf17'"]),
     ("trainer.accelerator=cudda", ["trainer.accelerator must be one of", "did you mean 'cuda'?"]),
     ("evaluation.prompts=0", ["evaluation.prompts must be at least 1"]),
-    ("data.world.agreement=0.3", ["data.world.agreement must be in (0.5, 1)"]),
+    ("data.world.agreement=0.3", ["data.world.agreement must be in (0.5, 1]"]),
     ("data.train=mine.jsonl", ["data.train must be left out of the controlled world; files go with data=jsonl"]),
     ("model.name=gpt2", ["model.name must be left out with a tiny model; name one with model=hf"]),
     ("preset=ipo_original", ["preset=ipo_original is not for loss=dpo"]),

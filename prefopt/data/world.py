@@ -190,15 +190,17 @@ def agreement(differences: np.ndarray, temperature: float) -> float:
 
     It is also the ceiling on accuracy against such labels, which only the gold reward itself attains.
     """
-    _require_positive(temperature)
-    return float(_sigmoid(np.abs(differences) / temperature).mean())
+    return float(_preferred(np.abs(differences), temperature).mean())
 
 
 def temperature_for(differences: np.ndarray, agreement: float = 0.75) -> float:
-    """The temperature T, in gold units, at which labels of pairs this far apart [N] have the wanted agreement."""
+    """The temperature T, in gold units, at which labels of pairs this far apart [N] have the wanted agreement; 0 for
+    labels without noise, agreement 1."""
     distances = np.abs(np.asarray(differences, dtype=float))
     if not distances.size or not np.isfinite(distances).all():
         raise ValueError(f"differences must be finite and at least one, got {distances.size} of them")
+    if agreement == 1:
+        return 0.0
     limit = 1.0 - 0.5 * float((distances == 0).mean())  # a tie is a coin toss at any temperature
     if not 0.5 < agreement < limit:
         raise ValueError(f"agreement must be in (0.5, {limit:g}) for these differences, got {agreement}")
@@ -218,8 +220,7 @@ def temperature_for(differences: np.ndarray, agreement: float = 0.75) -> float:
 
 def label(first: np.ndarray, second: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
     """Noisy preferences from gold rewards [N]: [N] bool, True with probability sigmoid((first - second) / T)."""
-    _require_positive(temperature)
-    probability = _sigmoid((np.asarray(first) - np.asarray(second)) / temperature)
+    probability = _preferred(np.asarray(first) - np.asarray(second), temperature)
     return rng.random(probability.shape) < probability
 
 
@@ -271,6 +272,8 @@ def _require_whole(name: str, value: int, least: int, most: int | None) -> None:
         raise ValueError(f"data.world.{name} must be a whole number {accepted}, got {value}")
 
 
-def _require_positive(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+def _preferred(ahead: np.ndarray, temperature: float) -> np.ndarray:
+    """How probable it is that the first of two is preferred that is so far ahead [N], gold units."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}")
+    return _sigmoid(ahead / temperature) if temperature else np.heaviside(ahead, 0.5)

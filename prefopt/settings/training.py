@@ -132,7 +132,7 @@ class WorldSettings:
     agreement: float
 
     def __post_init__(self) -> None:
-        require(0.5 < self.agreement < 1, "data.world.agreement", "in (0.5, 1)", self.agreement)
+        require(0.5 < self.agreement <= 1, "data.world.agreement", "in (0.5, 1]", self.agreement)
         for name in ("pairs", "held_out_pairs", "val_pairs", "demonstrations"):
             require(getattr(self, name) >= 2, f"data.world.{name}", "at least 2", getattr(self, name))
 

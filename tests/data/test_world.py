@@ -299,7 +299,7 @@ def test_temperature_for_a_hand_worked_difference() -> None:
     ("differences", "wanted", "message"),
     [
         ([1.0, 2.0], 0.5, r"agreement must be in \(0\.5, 1\) .*, got 0\.5"),
-        ([1.0, 2.0], 1.0, r"agreement must be in \(0\.5, 1\) .*, got 1\.0"),
+        ([1.0, 2.0], 1.1, r"agreement must be in \(0\.5, 1\) .*, got 1\.1"),
         ([1.0, 0.0], 0.75, r"agreement must be in \(0\.5, 0\.75\) .*, got 0\.75"),  # half of them are ties
         ([], 0.75, "differences must be finite and at least one, got 0 of them"),
         ([1.0, float("nan")], 0.75, "differences must be finite and at least one, got 2 of them"),
@@ -310,9 +310,19 @@ def test_an_unreachable_agreement_is_refused(differences: list[float], wanted: f
         temperature_for(np.array(differences), wanted)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_a_temperature_is_positive(temperature: float) -> None:
-    with pytest.raises(ValueError, match="temperature must be positive"):
+def test_labels_without_noise() -> None:
+    """Agreement 1: the better one, however little better; a tie is a coin toss still."""
+    assert temperature_for(np.array([1.0, 1e-9, 0.0]), agreement=1.0) == 0.0
+    assert agreement(np.array([1.0, -1e-9, 0.0, 2.0]), 0.0) == (1 + 1 + 0.5 + 1) / 4
+    ahead = np.repeat([1.0, -1e-9, 0.0], 10_000)
+    labels = label(ahead, np.zeros_like(ahead), 0.0, np.random.default_rng(0)).reshape(3, -1).mean(1)
+    assert (labels[0], labels[1]) == (1.0, 0.0)
+    assert abs(labels[2] - 0.5) < 4 * sqrt(0.25 / 10_000)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan")])
+def test_a_temperature_is_not_negative(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
         agreement(np.ones(2), temperature)
-    with pytest.raises(ValueError, match="temperature must be positive"):
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
         label(np.ones(2), np.zeros(2), temperature, np.random.default_rng(0))

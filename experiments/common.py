@@ -1,0 +1,78 @@
+"""What every experiment does: a sweep, the report on it, and what of that is kept beside the question."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+KEPT = ("results.csv", "results.md", "optimum.csv")
+
+
+def sweep(name: str, *asked: str) -> Path:
+    """Run what is missing of a sweep in `sweeps/NAME`; the words of the command line, like
+    `hydra.launcher.parallel=2`, go with it. Returns the folder; ends the program where a job failed."""
+    folder = Path("sweeps", name)
+    command = [sys.executable, "-m", "prefopt.train", "-m", *asked, f"sweep_dir={folder}", *sys.argv[1:]]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        sys.exit(code)
+    return folder
+
+
+def report(runs: Path, *asked: str) -> Path:
+    """Compare the runs of a folder, into `report/NAME`. Returns that folder; ends the program where it cannot."""
+    out = Path("report", runs.name)
+    command = [sys.executable, "-m", "prefopt.compare", str(runs), "--out", str(out), *asked]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        sys.exit(code)
+    return out
+
+
+def keep(made: Path, name: str, *figures: str) -> None:
+    """The report's tables and these of its figures, in `experiments/NAME`."""
+    for file in KEPT:
+        if (made / file).is_file():
+            shutil.copyfile(made / file, HERE / name / file)
+    for figure in figures:
+        shutil.copyfile(made / "figures" / f"{figure}.png", HERE / name / f"{figure}.png")
+
+
+def summaries(runs: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Config and summary of every finished run of a sweep, by folder name."""
+    found = []
+    for file in sorted(runs.glob("*/summary.json")):
+        summary = json.loads(file.read_text("utf-8"))
+        if summary["status"] == "finished":
+            found.append((json.loads((file.parent / "config.json").read_text("utf-8")), summary))
+    return found
+
+
+def keep_environment(runs: Path, name: str) -> None:
+    """What the runs were made with, in `experiments/NAME/environment.json`."""
+    made = [summary for _, summary in summaries(runs)]
+    found = {
+        "command": f"python -m experiments.{name}",
+        "runs": len(made),
+        "train_seconds": round(sum(summary["train_seconds"] for summary in made)),
+        "git": sorted({str(summary["git"]) for summary in made}),
+        "versions": made[0]["versions"],
+        "device": sorted({str(summary["device"]) for summary in made}),
+        "machine": {"cores": os.cpu_count(), "processor": processor()},
+    }
+    (HERE / name / "environment.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+
+
+def processor() -> str:
+    """Its name, where the system tells; else its kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
