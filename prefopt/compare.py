@@ -25,6 +25,9 @@ def arguments() -> argparse.Namespace:
         metavar="N",
         help=f"where the true reward is known, samples under each prompt for the optimum ({SAMPLES}); off: none",
     )
+    parser.add_argument(
+        "--reward", metavar="MODEL", help="a reward model that judges all answers: a run's folder, another, a hub name"
+    )
     cache = os.environ.get("PREFOPT_CACHE", "~/.cache/prefopt")
     parser.add_argument("--cache-dir", type=Path, default=Path(cache), help="as in training: bases and such samples")
     return parser.parse_args()
@@ -53,7 +56,7 @@ def main() -> int:
         from prefopt.jobs.compare import compare
         from prefopt.reports.compare.settings import loss_defaults
 
-        return compare(asked.runs, out, loss_defaults(Path(config_dir()) / "loss"), samples, cache)
+        return compare(asked.runs, out, loss_defaults(Path(config_dir()) / "loss"), samples, cache, asked.reward)
     except RequestError as error:
         return refuse(str(error))
     except OSError as error:

@@ -51,6 +51,9 @@ OWN = {  # beginnings of the files that are not mathematics
     "callbacks/": MODELS,
     "metrics/optimum": OPTIMUM,
     "reports/compare/optimum": ("tests/reports/test_optimum.py",),
+    "reports/compare/measures": ("tests/reports/test_judged.py",),
+    "reports/compare/runs": ("tests/reports/test_judged.py",),
+    "jobs/judging": ("tests/reports/test_judged.py",),
     "jobs/pooling": ("tests/test_pooling.py",),
     "jobs/optimum": ("tests/test_pooling.py",),
     "metrics/": ("tests/test_metrics.py",),
@@ -890,6 +893,21 @@ MUTANTS = [
         ("the largest of one verb", "sum(nlargest(2, VERBS", "sum(nlargest(1, VERBS"),
         ("the largest without intensifiers", "max(INTENSIFIERS.values()) * sum", "sum"),
         ("the largest of any prompt", "_worth(self._factor(prompt) * best)", "_worth(1.25 * best)"),
+        ("ties without noise go to the second", "np.heaviside(ahead, 0.5)", "np.heaviside(ahead, 0.0)"),
+    ),
+    *of(
+        "jobs/judging.py",
+        ("an unread answer is nothing", "value if math.isfinite(value) else worst", "value if value == value else 0.0"),
+        ("the base's answers twice", 'Worth(of("sampled"), of("base_sampled"))', 'Worth(of("sampled"), of("sampled"))'),
+    ),
+    *of(
+        "reports/compare/runs.py",
+        ("the judge goes before the truth", "self.gold or self.judged", "self.judged or self.gold"),
+    ),
+    *of(
+        "reports/compare/measures.py",
+        ("a judged win is a loss", "np.heaviside(own - base, 0.5)", "np.heaviside(base - own, 0.5)"),
+        ("the error of answers, not of prompts", "prompts.std(ddof=1)", "prompts.std()"),
     ),
 ]
 

@@ -119,7 +119,7 @@ def test_commands_after_training(desk, cache_dir, monkeypatch):
             monkeypatch.setattr(sys, "argv", [f"prefopt.{name}", *shlex.split(line)[3:], *short.get(name, [])])
             assert AFTER[name].main() == OK, line
             ran += 1
-    assert ran == 9
+    assert ran == 10
     assert {"report", "evaluations", "evaluated", "exported", "answers.jsonl", "best.jsonl"} <= {
         path.name for path in desk.iterdir()
     }

@@ -19,8 +19,10 @@ from prefopt.data.prompts import Prompt, read_prompts
 from prefopt.errors import INTERRUPTED, OK, WRONG, RequestError
 from prefopt.jobs.assemble import build_module, prepare_parts
 from prefopt.jobs.chat import Shown
+from prefopt.jobs.judging import judge_runs, judged
 from prefopt.jobs.loading import open_judge, open_model, open_run
-from prefopt.jobs.sample import Reply, judged, open_speaker
+from prefopt.jobs.sample import Reply, open_speaker
+from prefopt.reports.compare.runs import read_runs
 from prefopt.run import finished_run
 from prefopt.settings import SampleSettings
 from tests.models.saved import pairs_file, saved_model, tokenizer, trained
@@ -126,6 +128,23 @@ def test_what_the_judge_cannot_read_never_wins(made):
     assert found[1] == found[1] != found[2]
     speaker = open_speaker(asked(f"run={made.run}", "best_of=2", f"reward.name={made.judge}"), finished_run(made.run))
     assert speaker._kept(Prompt("w3 w4"), ["<|im_start|>", "w5"]) == Reply(["w5"], [pytest.approx(found[2])])
+
+
+def test_the_answers_of_runs_are_judged(made):
+    """As transformers' own classifier judges them, prompt and answer and end."""
+    runs = judge_runs(read_runs([Path(made.run)]).runs, made.judge)
+    model = AutoModelForSequenceClassification.from_pretrained(Path(made.judge) / "model")
+    words = tokenizer()
+    (worth,) = (run.judged for run in runs)
+    for row, own, base in zip(runs[0].samples, worth.own, worth.base, strict=True):
+        for answers, rewards in ((row["sampled"], own), (row["base_sampled"], base)):
+            with torch.no_grad():
+                expected = [
+                    float(model(**words(f"{row['prompt']} {said} <eos>", return_tensors="pt")).logits)
+                    for said in answers
+                ]
+            assert rewards == pytest.approx(expected, abs=1e-4)
+    assert len({value for said in worth.own for value in said}) > 1
 
 
 def test_sampling_stops_at_every_end(made, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,22 @@ from prefopt.reports.compare.tables import optimum_csv, results_csv, results_md
 
 
 def compare(
-    folders: Sequence[Path], out: Path, defaults: Mapping[str, dict[str, Any]], samples: int | None, cache: Path
+    folders: Sequence[Path],
+    out: Path,
+    defaults: Mapping[str, dict[str, Any]],
+    samples: int | None,
+    cache: Path,
+    reward: str | None = None,
 ) -> int:
     """Returns the exit code. RequestError where runs are missing, broken or may not stand in one table. samples: under
-    each prompt, for the optimum where it can be known; None: it is not asked for."""
+    each prompt, for the optimum where it can be known; None: it is not asked for.
+    reward: the name of a model that judges the answers, if any."""
     found = read_runs(folders)
     check_comparable(found.runs)
+    if reward is not None:
+        from prefopt.jobs.judging import judge_runs  # the heavy libraries, only where they are needed
+
+        found = replace(found, runs=judge_runs(found.runs, reward), judge=reward)
     optimum, why_none = known_optimum(found.runs, samples, cache) if samples else (None, "")
     report = build(found, defaults, optimum, why_none)
     for figure in report.figures:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.data.examples import Text
 from prefopt.data.prompts import Prompt
 from prefopt.data.render import Renderer
 from prefopt.errors import OK, RequestError
 from prefopt.files import write_lines
+from prefopt.jobs.judging import judged
 from prefopt.jobs.loading import Judge, Opened, open_judge, open_model, open_run, quieten
 from prefopt.models.policy import Policy
 from prefopt.run import Finished
@@ -109,23 +109,6 @@ def _opened(asked: SampleSettings, run: Finished | None) -> Opened:
     if run is not None:
         return open_run(run, asked.base, asked.model.dtype, asked.chat)
     return open_model(str(asked.model.name), asked.model.dtype, asked.model.trust_remote_code, asked.chat)
-
-
-def judged(judge: Judge, prompt: Text, texts: list[str]) -> list[float]:
-    """The reward of every answer, rendered anew for the reward model, as if each had ended where it was cut. nan where
-    its renderer refuses an answer, one that writes the marks of a chat template."""
-    renderer, device = judge.renderer, judge.model.policy.device
-    asked = torch.from_numpy(renderer.prompt(prompt))
-    said: dict[int, Tensor] = {}
-    for i, text in enumerate(texts):
-        try:
-            ids = torch.from_numpy(renderer.completion(prompt, text))
-        except RequestError:
-            continue
-        said[i] = ids if len(ids) else torch.tensor(renderer.end_ids[:1])  # nothing, and that it is all
-    rewards = judge.model([asked.to(device)] * len(said), [ids.to(device) for ids in said.values()]).tolist()
-    found = dict(zip(said, rewards, strict=True))
-    return [found.get(i, math.nan) for i in range(len(texts))]
 
 
 def answer_file(speaker: Speaker, prompts: list[Prompt], out: Path) -> None:

@@ -12,7 +12,8 @@ from prefopt.reports.compare.settings import NAMES, Method, Setting
 from prefopt.reports.compare.statistics import holm, judged, over_seeds, resampled_means
 
 ALPHA = 0.05
-MEASURED = {**NAMES, "gold_reward": "gold reward"}
+WORTH = {"gold_reward": "gold reward", "judged_reward": "what the reward model says"}
+MEASURED = {**NAMES, **WORTH}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def differences(methods: Sequence[Method]) -> list[Difference]:
     for (first, second), roles in asked.items():
         # The same measure for every policy, where both have one; a reward model has its own reward only.
         accuracies = [m for m in ("accuracy_logratio", "accuracy") if {first, second} <= resampled[m].keys()]
-        for measure in (*accuracies[:1], "gold_reward"):
+        for measure in (*accuracies[:1], *WORTH):
             table = resampled[measure]
             if {first, second} <= table.keys():
                 found.append(_difference(first, second, roles, measure, table, rng))
@@ -100,21 +101,15 @@ def _resample(settings: Sequence[Setting], measure: str) -> dict[Setting, _Resam
 
 def unit_values(setting: Setting, measure: str) -> np.ndarray | None:
     """[seeds, units]: of every held-out pair whether it is ordered rightly, a tie one half; of every prompt its
-    answers' mean gold reward. None where the measure does not apply."""
-    if measure == "gold_reward":
-        answers = gold(setting)
-        return None if answers is None else np.array([[np.mean(of) for of in run] for run in answers])
+    answers' mean worth. None where the measure does not apply."""
+    if measure in WORTH:
+        found = [run.gold if measure == "gold_reward" else run.judged for run in setting.runs]
+        return np.array([[np.mean(of) for of in worth.own] for worth in found]) if all(found) else None
     if any(run.pairs is None for run in setting.runs):
         return None
     name = "logratio" if measure == "accuracy_logratio" else "reward"
     gaps = np.array([getattr(run.pairs, name) for run in setting.runs])
     return np.heaviside(gaps, 0.5) if np.isfinite(gaps).all() else None
-
-
-def gold(setting: Setting) -> list[list[list[float]]] | None:
-    """The gold rewards of the sampled answers by seed and prompt; None where they are not known."""
-    found = [[row.get("gold") for row in run.samples] for run in setting.runs]
-    return found if all(run and all(run) for run in found) else None
 
 
 def _difference(
@@ -142,12 +137,18 @@ def _difference(
 
 
 def win_rates(methods: Sequence[Method]) -> list[list[float | None]]:
-    """[methods, methods]: how often an answer of the row's best setting has a higher gold reward than one of the
-    column's to the same prompt, a tie one half; empty where gold is not known."""
-    answers = [gold(method.best) for method in methods]
+    """[methods, methods]: how often an answer of the row's best setting is worth more than one of the column's
+    to the same prompt, a tie one half; empty where nothing tells what answers are worth."""
+    answers = [_answers(method.best) for method in methods]
     if len(methods) < 2 or all(entry is None for entry in answers):
         return []
     return [[None if a is None or b is None or a is b else _wins(a, b) for b in answers] for a in answers]
+
+
+def _answers(setting: Setting) -> list[list[list[float]]] | None:
+    """What they are worth by seed and prompt."""
+    found = [run.worth for run in setting.runs]
+    return [worth.own for worth in found] if all(found) else None
 
 
 def _wins(ours: list[list[list[float]]], theirs: list[list[list[float]]]) -> float:

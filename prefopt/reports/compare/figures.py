@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prefopt.reports.compare.measures import BY_KEY, Summary, Values
+from prefopt.reports.compare.measures import BY_KEY, Summary, Values, base_value
 from prefopt.reports.compare.optimum import Optimum
 from prefopt.reports.compare.runs import Columns
 from prefopt.reports.compare.settings import Method, Setting
@@ -66,8 +66,9 @@ COST = "What the training seconds bought. Compare times of runs on the same mach
 
 
 def worth_key(values: Values) -> str:
-    """What settings are held to be good for: the gold reward where it is known, else accuracy by log-ratio."""
-    for key in ("gold_reward", "win_rate_vs_reference", "accuracy_logratio"):
+    """What settings are held to be good for: the gold reward where it is known, else what a reward model says, else
+    accuracy by log-ratio."""
+    for key in ("gold_reward", "judged_reward", "win_rate_vs_reference", "accuracy_logratio"):
         if any(of[key] is not None for of in values.values()):
             return key
     return "accuracy"
@@ -126,7 +127,7 @@ def _optimum(optimum: Optimum, furthest: float) -> Iterator[Series]:
 def _base(methods: Sequence[Method], worth: str, optimum: Optimum | None) -> Iterator[Series]:
     """Where every policy started; seeds differ in the answers that were drawn."""
     runs = [run for method in methods for setting in method.settings for run in setting.runs]
-    known = [value for run in runs if (value := run.measured("samples_reference", worth)) is not None]
+    known = [value for run in runs if (value := base_value(run, worth)) is not None]
     known = known if optimum is None else [optimum.curve.reference]
     if known:
         yield Series("base", [0.0], [float(np.mean(known))], GREY, "ends", ["base"])
@@ -158,7 +159,7 @@ def _places(settings: Sequence[Setting], values: Values, axes: tuple[str, str]) 
 
 
 UNITS = {"kl": ", nats per answer", "length": ", tokens", "train_seconds": " of training"}
-ERRORS = {"kl": "kl_stderr", "gold_reward": "gold_reward_stderr"}
+ERRORS = {"kl": "kl_stderr", "gold_reward": "gold_reward_stderr", "judged_reward": "judged_reward_stderr"}
 
 
 def _error(values: Summary, key: str) -> float:

@@ -49,9 +49,16 @@ MEASURES = (
     Measure("kl_stderr", "± KL", ".3f", "Monte-Carlo standard error of the KL", error=True),
     Measure("gold_reward", "gold reward", ".3f", "true reward of own samples, where it is known"),
     Measure("gold_reward_stderr", "± gold", ".3f", "its standard error over prompts", error=True),
+    Measure("judged_reward", "reward model", ".3f", "what the reward model of --reward says of own samples"),
+    Measure("judged_reward_stderr", "± reward model", ".3f", "its standard error over prompts", error=True),
     Measure("share_of_optimum", "share of optimum", ".0%", "of the most gold reward that any policy gains at this KL"),
     Measure("share_stderr", "± share", ".1%", "standard error of that share", error=True),
-    Measure("win_rate_vs_reference", "wins", ".3f", "answers of higher gold reward than the base's"),
+    Measure(
+        "win_rate_vs_reference",
+        "wins",
+        ".3f",
+        "answers of higher gold reward than the base's, else of higher judged one",
+    ),
     Measure("win_rate_same_length", "wins, same length", ".3f", "the same, had the base's answers the same length"),
     Measure("length", "length", ".1f", "tokens of an answer"),
     Measure("distinct_2", "distinct-2", ".3f", "different bigrams over all bigrams of the answers"),
@@ -63,6 +70,7 @@ MEASURES = (
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
 IN_SLICES = ("accuracy", "accuracy_logratio", "accuracy_logp", "auc", "margin", "ece", "brier")
+WINS = "win_rate_vs_reference"
 SAMPLED = (
     *("kl", "kl_stderr", "gold_reward", "gold_reward_stderr", "win_rate_vs_reference", "length", "distinct_2"),
     *("self_bleu", "repetition"),
@@ -77,11 +85,14 @@ def is_log_odds(run: Run) -> bool:
 def run_values(run: Run, optimum: Optimum | None = None) -> Numbers:
     """Every measure of one run; None where it does not apply."""
     memory = run.summary.get("peak_memory_bytes")
+    sampled = {key: run.measured("samples", key) for key in SAMPLED}
     share, share_stderr = (optimum.share(run) if optimum else None) or (None, None)
     return {
         **{key: run.measured("test", key) for key in ("accuracy", "accuracy_logratio", "accuracy_logp", "margin")},
         **{key: value for key, value in row_values(run).items() if key in ("auc", "ece", "brier")},
-        **{key: run.measured("samples", key) for key in SAMPLED},
+        **sampled,
+        **_judged(run),
+        "win_rate_vs_reference": _wins(run) if sampled[WINS] is None else sampled[WINS],
         "share_of_optimum": share,
         "share_stderr": share_stderr,
         "gap": _gap(run),
@@ -90,6 +101,14 @@ def run_values(run: Run, optimum: Optimum | None = None) -> Numbers:
         "peak_memory": None if memory is None else memory / 2**20,
         "train_seconds": run.summary.get("train_seconds"),
     }
+
+
+def base_value(run: Run, key: str) -> float | None:
+    """What the base itself has, on the answers that the run sampled of it."""
+    if key == "judged_reward":
+        known = run.judged is not None and all(run.judged.base)
+        return float(np.mean([np.mean(said) for said in run.judged.base])) if known else None
+    return run.measured("samples_reference", key)
 
 
 def row_values(run: Run, part: str | None = None) -> Numbers:
@@ -140,13 +159,33 @@ def _together(key: str, known: list[float]) -> Estimate:
     return estimate(known)
 
 
+def _judged(run: Run) -> Numbers:
+    if run.judged is None:
+        return {"judged_reward": None, "judged_reward_stderr": None}
+    prompts = np.array([np.mean(said) for said in run.judged.own])
+    stderr = float(prompts.std(ddof=1) / np.sqrt(len(prompts))) if len(prompts) > 1 else None
+    return {"judged_reward": float(prompts.mean()), "judged_reward_stderr": stderr}
+
+
+def _won(run: Run) -> np.ndarray | None:
+    """Of every sampled answer whether it is worth more than the base's beside it, a tie one half."""
+    if run.worth is None or not all(run.worth.base):
+        return None
+    own, base = (np.concatenate(of) for of in (run.worth.own, run.worth.base))
+    return np.heaviside(own - base, 0.5)
+
+
+def _wins(run: Run) -> float | None:
+    won = _won(run)
+    return None if won is None else float(won.mean())
+
+
 def _wins_at_equal_length(run: Run) -> float | None:
     """By characters, as the texts are what a run keeps."""
-    if not run.samples or any(not row.get("gold") or not row.get("base_gold") for row in run.samples):
+    won = _won(run)
+    if won is None:
         return None
-    own, base = ([worth for row in run.samples for worth in row[key]] for key in ("gold", "base_gold"))
     long, short = ([len(text) for row in run.samples for text in row[key]] for key in ("sampled", "base_sampled"))
-    won = np.heaviside(np.subtract(own, base), 0.5)
     return win_rate_at_equal_length(won, np.subtract(long, short).astype(float))
 
 

@@ -72,7 +72,12 @@ def build(
         differences=compared,
         wins=win_rates(methods),
         flags=flags(methods, values, optimum),
-        notes=[*_notes(found.runs, methods, compared), *_on_optimum(optimum, values), *filter(None, [why_none])],
+        notes=[
+            *_notes(found.runs, methods, compared),
+            *_on_judge(found.judge),
+            *_on_optimum(optimum, values),
+            *filter(None, [why_none]),
+        ],
         left_out=found.left_out,
         figures=figures(methods, values, optimum),
         samples=side_by_side(methods),
@@ -120,8 +125,8 @@ def _notes(runs: Sequence[Run], methods: Sequence[Method], compared: Sequence[Di
     yield from _on_rows(runs, methods)
     if compared:
         yield (
-            f"Differences: standard errors by a bootstrap of {DRAWS:,} draws of held-out rows (prompts for the gold "
-            "reward) and seeds, paired by both, read by Student's t; p-values corrected by Holm for "
+            f"Differences: standard errors by a bootstrap of {DRAWS:,} draws of held-out rows (prompts for what "
+            "answers are worth) and seeds, paired by both, read by Student's t; p-values corrected by Holm for "
             f"{len(compared)} comparisons and shown under {ALPHA:g}."
         )
 
@@ -160,6 +165,11 @@ def _on_rows(runs: Sequence[Run], methods: Sequence[Method]) -> Iterator[str]:
         yield "AUC, ECE, Brier, slices and differences are of test.jsonl, every row with the same weight."
     if any(run.summary.get("reward_is_log_odds") is None for run in runs):
         yield "Calibration: not every run says whether its reward is a log-odds; else ECE and Brier mean little."
+
+
+def _on_judge(judge: str | None) -> Iterator[str]:
+    if judge is not None:
+        yield f"Reward model: {judge}. An answer that it cannot read is worth as little to it as the worst of all."
 
 
 def _on_optimum(optimum: Optimum | None, values: Values) -> Iterator[str]:

@@ -40,13 +40,23 @@ class Pairs:
 
 
 @dataclass(frozen=True, eq=False)
+class Worth:
+    """What sampled answers are worth by prompt, of the policy and of its base; empty prompts where there are none."""
+
+    own: list[list[float]]
+    base: list[list[float]]
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
-    """path: the folder. rows_file: the held-out rows that are compared, val.jsonl or test.jsonl."""
+    """path: the folder. rows_file: the held-out rows that are compared, val.jsonl or test.jsonl. judged: what a reward
+    model says of the answers, where one was asked."""
 
     path: Path
     config: dict[str, Any]
     summary: dict[str, Any]
     rows_file: str = "val.jsonl"
+    judged: Worth | None = None
 
     @property
     def method(self) -> str:
@@ -103,13 +113,25 @@ class Run:
         except (OSError, ValueError) as error:
             raise RequestError(f"{self.path}: its samples.jsonl cannot be read: {first_line(error)}") from error
 
+    @cached_property
+    def gold(self) -> Worth | None:
+        """The true rewards of the sampled answers; None where they are not known."""
+        own, base = ([row.get(key) or [] for row in self.samples] for key in ("gold", "base_gold"))
+        return Worth(own, base) if own and all(own) else None
+
+    @property
+    def worth(self) -> Worth | None:
+        """What answers are held to be worth: the true reward where it is known, else the reward model's."""
+        return self.gold or self.judged
+
 
 @dataclass(frozen=True)
 class Found:
-    """The runs that can be compared, and a sentence for each that was left out."""
+    """The runs that can be compared, a sentence for each that was left out, and who judged the answers."""
 
     runs: list[Run]
     left_out: list[str] = field(default_factory=list)
+    judge: str | None = None
 
 
 def read_runs(folders: Sequence[Path]) -> Found:
