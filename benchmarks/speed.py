@@ -113,6 +113,11 @@ def _report(found: dict[str, list[dict[str, Any]]], asked: argparse.Namespace) -
         "pairs_per_second": {name: 8 / statistics.median(times) for name, times in means.items()},
         "peak_bytes": {name: max(run["peak"] for run in runs) for name, runs in found.items()},
         "ratios": ratios,
+        "beside": {
+            name: spread([statistics.median(run["beside"][WARM:]) for run in runs])
+            for name, runs in found.items()
+            if runs[0].get("beside")
+        },
         "seconds": {name: [run["seconds"] for run in runs] for name, runs in found.items()},
         "loss": {name: runs[0]["loss"][:10] for name, runs in found.items() if runs[0]["loss"]},
     }
@@ -124,6 +129,8 @@ def _print(report: dict[str, Any]) -> None:
         rate, peak = report["pairs_per_second"][name], report["peak_bytes"][name] / 2**20
         spread_of = f"({took['least']:.3f} to {took['most']:.3f})"
         print(f"{name:40} {took['median']:7.3f} s {spread_of} {rate:6.2f} pairs/s {peak:6.0f} MiB")
+    for name, share in report["beside"].items():
+        print(f"{name:40} {share['median']:.1%} of a step is the loop's, the logging's and the metrics'")
     for name, ratio in report["ratios"].items():
         print(f"{name:62} {ratio['median']:6.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
 

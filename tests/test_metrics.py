@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from prefopt.data.examples import Encoded, Example
-from prefopt.metrics.answers import Answers, answer_measures, bleu, distinct, gold_gain, self_bleu
+from prefopt.metrics.answers import Answers, _shared, answer_measures, bleus, distinct, gold_gain, self_bleu
 from prefopt.metrics.held_out import HeldOutTable, gold_measures, measures, slice_measures
 from prefopt.metrics.rewardbench import OVERALL, SECTIONS, section_scores
 from prefopt.metrics.rows import describe, wins
@@ -167,19 +168,32 @@ def test_answers_by_hand():
 
 def test_bleu_by_hand():
     """Of 1 2 3 4 against 1 2 3 5: 3 of 4 words, 2 of 3 pairs, 1 of 2 triples, and none of 1, which counts as 0.1."""
-    assert bleu([1, 2, 3, 4], [[1, 2, 3, 5]]) == pytest.approx((3 / 4 * 2 / 3 * 1 / 2 * 0.1 / 1) ** 0.25)
-    assert bleu([1, 2, 3, 4, 5], [[1, 2, 3, 4, 5], [9]]) == pytest.approx(1)
+    assert bleus([[1, 2, 3, 4], [1, 2, 3, 5]])[0] == pytest.approx((3 / 4 * 2 / 3 * 1 / 2 * 0.1 / 1) ** 0.25)
+    assert bleus([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [9]])[0] == pytest.approx(1)
     # A word counts as often as in one reference: 1 1 1 has two of three words in 1 1, its pair once of two.
-    assert bleu([1, 1, 1], [[1, 1], [1, 5]]) == pytest.approx((2 / 3 * 1 / 2 * 0.1) ** (1 / 3))
+    assert bleus([[1, 1, 1], [1, 1], [1, 5]])[0] == pytest.approx((2 / 3 * 1 / 2 * 0.1) ** (1 / 3))
     # But any reference may have it: 1 2 has 1 of the one and 2 of the other, and no pair.
-    assert bleu([1, 2], [[1, 7], [7, 2]]) == pytest.approx((1 * 0.1) ** 0.5)
+    assert bleus([[1, 2], [1, 7], [7, 2]])[0] == pytest.approx((1 * 0.1) ** 0.5)
     # Two words, so words and pairs: all are there; too short by the nearest length, 3: exp(1 - 3/2).
-    assert bleu([1, 2], [[1, 2, 3], [1, 2, 3, 4, 5, 6]]) == pytest.approx(math.exp(-0.5))
+    assert bleus([[1, 2], [1, 2, 3], [1, 2, 3, 4, 5, 6]])[0] == pytest.approx(math.exp(-0.5))
     # The nearest length is 4, though another reference is shorter.
-    assert bleu([1, 2, 3], [[1], [1, 2, 3, 4]]) == pytest.approx(math.exp(-1 / 3))
+    assert bleus([[1, 2, 3], [1], [1, 2, 3, 4]])[0] == pytest.approx(math.exp(-1 / 3))
     # As near as the longer one is the shorter one, which asks for no penalty.
-    assert bleu([1, 2], [[1], [1, 2, 3]]) == pytest.approx(1)
-    assert (bleu([], [[], [1]]), bleu([], [[1]])) == (1, 0)
+    assert bleus([[1, 2], [1], [1, 2, 3]])[0] == pytest.approx(1)
+    assert (bleus([[], [], [1]])[0], bleus([[], [1]])[0]) == (1, 0)
+
+
+def test_bleu_counts_by_the_definition():
+    """The largest count in any one other text, of texts so short of words that they share most."""
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 3, length).tolist() for length in (7, 5, 7, 9, 6)]
+    for n in (1, 2, 3):
+        counts = [Counter(zip(*(ids[i:] for i in range(n)), strict=False)) for ids in texts]
+        expected = []
+        for k, own in enumerate(counts):
+            others = [grams for i, grams in enumerate(counts) if i != k]
+            expected.append(sum(min(count, max(grams[g] for grams in others)) for g, count in own.items()))
+        assert _shared(texts, n) == expected
 
 
 def test_self_bleu_by_hand():

@@ -99,12 +99,13 @@ def test_what_fails_is_shown_and_the_others_go_on(model, tmp_path):
         (["hydra/sweeper=optuna", "seed=0,1"], "searches intervals"),
     ],
 )
-def test_a_wrong_job_is_refused_before_any_begins(overrides, said, model, tmp_path):
+def test_a_wrong_job_is_refused_before_any_begins(overrides, said, model, tmp_path, monkeypatch, capsys):
     before = sorted(tmp_path.iterdir())
-    done = sweep(tmp_path, model, *overrides)
-    assert done.returncode == WRONG, done.stderr
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
+    monkeypatch.setattr(sys, "argv", ["prefopt.train", *command(tmp_path, model, *overrides)[3:]])
+    assert main() == WRONG
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) <= 2, error
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -68,31 +68,44 @@ def self_bleu(answers: Sequence[Sequence[int]], per_prompt: int) -> float | None
     if per_prompt < 2:
         return None
     groups = [answers[i : i + per_prompt] for i in range(0, len(answers), per_prompt)]
-    return float(np.mean([bleu(said, [*g[:k], *g[k + 1 :]]) for g in groups for k, said in enumerate(g)]))
+    return float(np.mean([value for group in groups for value in bleus(group)]))
 
 
-def bleu(said: Sequence[int], references: Sequence[Sequence[int]]) -> float:
-    """min(1, exp(1 - r/c)) · (Π_n p_n)^(1/N), p_n the share of n-grams that a reference has too, each counted at most
-    as often as in one reference (Papineni et al. 2002, https://aclanthology.org/P02-1040, §2).
+def bleus(texts: Sequence[Sequence[int]]) -> list[float]:
+    """BLEU of each text with all the others for references: min(1, exp(1 - r/c)) · (Π_n p_n)^(1/N), p_n the share of
+    n-grams that a reference has too, each counted at most as often as in one reference (Papineni et al. 2002,
+    https://aclanthology.org/P02-1040, §2).
 
     c: the text's tokens, r: those of the reference nearest in length, the shorter one of two. N: 4, or c where that is
     less. No match counts as 0.1 (Chen and Cherry 2014, https://aclanthology.org/W14-3346, smoothing 1). Nothing said
     is like nothing, and unlike anything else.
     """
-    c, r = len(said), min((abs(len(ids) - len(said)), len(ids)) for ids in references)[1]
+    shared = [_shared(texts, n) for n in range(1, ORDER + 1)]
+    return [_bleu(k, [len(ids) for ids in texts], [matches[k] for matches in shared]) for k in range(len(texts))]
+
+
+def _bleu(k: int, lengths: Sequence[int], matches: Sequence[int]) -> float:
+    """matches: of text k's n-grams those that others have, for n = 1, 2, …"""
+    c, others = lengths[k], [*lengths[:k], *lengths[k + 1 :]]
+    r = min((abs(length - c), length) for length in others)[1]
     if not c:
         return float(r == 0)
-    logs = []
-    for n in range(1, min(ORDER, c) + 1):
-        most: Counter[tuple[int, ...]] = Counter()
-        for ids in references:
-            most |= _grams(ids, n)
-        logs.append(math.log(max((_grams(said, n) & most).total(), NO_MATCH) / (c - n + 1)))
+    logs = [math.log(max(matches[n - 1], NO_MATCH) / (c - n + 1)) for n in range(1, min(ORDER, c) + 1)]
     return math.exp(min(0.0, 1 - r / c) + sum(logs) / len(logs))
 
 
-def _grams(ids: Sequence[int], n: int) -> Counter[tuple[int, ...]]:
-    return Counter(tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
+def _shared(texts: Sequence[Sequence[int]], n: int) -> list[int]:
+    """Of each text's n-grams how many another text has, each counted at most as often as in one other text: the
+    largest count of all, or where that is the text's own the second largest."""
+    counts = [Counter(tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)) for ids in texts]
+    first, second = Counter[tuple[int, ...]](), Counter[tuple[int, ...]]()
+    for grams in counts:
+        for gram, count in grams.items():
+            first[gram], second[gram] = max(first[gram], count), max(min(first[gram], count), second[gram])
+    return [
+        sum(min(count, second[gram] if count == first[gram] else first[gram]) for gram, count in grams.items())
+        for grams in counts
+    ]
 
 
 def gold_gain(policy: Answers, base: Answers) -> dict[str, float]:
