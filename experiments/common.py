@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,22 @@ def keep_environment(runs: Path, name: str) -> None:
     """What the runs were made with, in `experiments/NAME/environment.json`."""
     made = [summary for _, summary in summaries(runs)]
     found = {
-        "command": f"python -m experiments.{name}",
+        "command": " ".join([f"python -m experiments.{name}", *sys.argv[1:]]),
         "runs": len(made),
         "train_seconds": round(sum(summary["train_seconds"] for summary in made)),
-        "git": sorted({str(summary["git"]) for summary in made}),
-        "versions": made[0]["versions"],
-        "device": sorted({str(summary["device"]) for summary in made}),
+        **{key: _different(summary[key] for summary in made) for key in ("git", "versions", "device")},
         "machine": {"cores": os.cpu_count(), "processor": processor()},
     }
     (HERE / name / "environment.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+
+
+def _different(values: Iterable[Any]) -> Any:
+    """The value that all have, or a list of what there is."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found[0] if len(found) == 1 else found
 
 
 def processor() -> str:

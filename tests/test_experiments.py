@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import importlib
 import json
 import re
-import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from benchmarks import methods
 from experiments import common
+from experiments.label_noise.__main__ import method, tabulated, write
 from prefopt.errors import OK
 from prefopt.sweep.processes import Sweep
 from prefopt.train import main
@@ -21,6 +24,7 @@ from prefopt.train import main
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/__main__.py"))
 JOBS = {"beta_by_loss": 42, "label_noise": 36, "real_hh": 18}
+FIRST = {**JOBS, "real_hh": 1}  # of its first sweep, which is the judge's
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -35,16 +39,52 @@ def test_what_it_asks_for_is_sound(name, tmp_path, cache_dir, monkeypatch):
     rows = tmp_path / "hh-harmless"
     rows.mkdir()
     for split in ("train", "test"):
-        (rows / f"{split}.jsonl.gz").touch()
+        with gzip.open(rows / f"{split}.jsonl.gz", "wt") as stream:
+            stream.writelines(f'{{"prompt": "{split} {i}", "chosen": "b", "rejected": "c"}}\n' for i in range(9))
     monkeypatch.setenv("PREFOPT_TEST_DATA", str(tmp_path))
     monkeypatch.setattr(Sweep, "run", lambda self, jobs: asked.extend(jobs) or OK)
     monkeypatch.setattr(common.subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["experiment"])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(f"experiments.{name}", run_name="__main__")
+        importlib.import_module(f"experiments.{name}.__main__").main()
     assert ended.value.code == 77
-    assert len(asked) == JOBS[name]
+    assert len(asked) == FIRST[name]
+
+
+def run_of(loss: dict[str, Any], agreement: float, world: int, gain: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    config = {"loss": {"_target_": "prefopt.objectives.dpo.DPO", **loss}}
+    config["data"] = {"seed": world, "world": {"agreement": agreement}}
+    return config, {"world": {"gold_gain": gain, "accuracy_true": 0.75}, "samples": {"kl": 2.0}}
+
+
+def test_label_noise_is_counted_by_method_and_agreement(tmp_path):
+    smooth = {"label_smoothing": 0.1, "robust": False}
+    made = [run_of({"label_smoothing": 0.0}, 0.9, world, gain) for world, gain in ((0, 1.0), (1, 2.0))]
+    made += [run_of(smooth, 0.9, 0, 3.0), run_of({**smooth, "robust": True}, 0.9, 0, 4.0)]
+    write(tabulated(made), tmp_path)
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    found = [(row["method"], row["worlds"], float(row["gold_gain"]), float(row["gold_gain_range"])) for row in rows]
+    assert found == [("DPO", "2", 1.5, 1.0), ("cDPO", "1", 3.0, 0.0), ("robust DPO", "1", 4.0, 0.0)]
+    assert (tmp_path / "noise.png").stat().st_size > 10_000
+    assert method({"loss": {"_target_": "prefopt.objectives.ipo.IPO"}}) == "IPO"
+    with pytest.raises(SystemExit, match=r"two settings of DPO at 0\.9"):
+        tabulated([made[0], made[0]])
+
+
+def test_an_environment_names_what_differs(tmp_path, monkeypatch):
+    common_part = {"status": "finished", "train_seconds": 1.4, "versions": {"torch": "2"}, "device": "cpu"}
+    for i in (1, 2):
+        (tmp_path / f"runs/{i}").mkdir(parents=True)
+        (tmp_path / f"runs/{i}/summary.json").write_text(json.dumps({**common_part, "git": f"g{i}"}))
+        (tmp_path / f"runs/{i}/config.json").write_text("{}")
+    (tmp_path / "name").mkdir()
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["experiment", "trainer.max_steps=2"])
+    common.keep_environment(tmp_path / "runs", "name")
+    found = json.loads((tmp_path / "name/environment.json").read_text())
+    assert found["command"] == "python -m experiments.name trainer.max_steps=2"
+    assert (found["runs"], found["train_seconds"], found["git"], found["device"]) == (2, 3, ["g1", "g2"], "cpu")
 
 
 @pytest.mark.parametrize("name", FOLDERS)

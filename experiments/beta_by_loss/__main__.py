@@ -4,6 +4,12 @@ from experiments.common import keep, keep_environment, report, sweep
 
 NAME = "beta_by_loss"
 
-runs = sweep(NAME, "experiment=demo", "sweep=offline", "seed=0,1")
-keep(report(runs), NAME, "frontier")
-keep_environment(runs, NAME)
+
+def main() -> None:
+    runs = sweep(NAME, "experiment=frontier", "sweep=offline", "seed=0,1")
+    keep(report(runs), NAME, "frontier")
+    keep_environment(runs, NAME)
+
+
+if __name__ == "__main__":
+    main()
