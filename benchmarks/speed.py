@@ -114,7 +114,7 @@ def _report(found: dict[str, list[dict[str, Any]]], asked: argparse.Namespace) -
         "peak_bytes": {name: max(run["peak"] for run in runs) for name, runs in found.items()},
         "ratios": ratios,
         "beside": {
-            name: spread([statistics.median(run["beside"][WARM:]) for run in runs])
+            name: spread([statistics.median(run["beside"][WARM - 1 :]) for run in runs])
             for name, runs in found.items()
             if runs[0].get("beside")
         },
@@ -130,7 +130,7 @@ def _print(report: dict[str, Any]) -> None:
         spread_of = f"({took['least']:.3f} to {took['most']:.3f})"
         print(f"{name:40} {took['median']:7.3f} s {spread_of} {rate:6.2f} pairs/s {peak:6.0f} MiB")
     for name, share in report["beside"].items():
-        print(f"{name:40} {share['median']:.1%} of a step is the loop's, the logging's and the metrics'")
+        print(f"{name:40} {share['median']:.1%} of a step is the loop's, the loading's, the logging's and the metrics'")
     for name, ratio in report["ratios"].items():
         print(f"{name:62} {ratio['median']:6.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
 

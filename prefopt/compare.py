@@ -10,6 +10,8 @@ from pathlib import Path
 from prefopt.config import config_dir
 from prefopt.errors import FAILED, INTERRUPTED, RequestError, first_line, nearest, refuse
 from prefopt.files import check_can_be_made
+from prefopt.models.files import check_local
+from prefopt.run import judging_run
 
 SAMPLES = 500  # with 40 prompts and a tiny model 68 to 85 CPU seconds
 FEWEST = 100
@@ -51,6 +53,8 @@ def main() -> int:
     try:
         check_can_be_made(out, "--out")
         samples = samples_of(asked.optimum)
+        if asked.reward and judging_run(asked.reward, "--reward") is None:
+            check_local(asked.reward, "--reward")
         if cache.exists() and not cache.is_dir():
             raise RequestError(f"--cache-dir={cache} is a file; name a folder")
         from prefopt.jobs.compare import compare
@@ -59,8 +63,8 @@ def main() -> int:
         return compare(asked.runs, out, loss_defaults(Path(config_dir()) / "loss"), samples, cache, asked.reward)
     except RequestError as error:
         return refuse(str(error))
-    except OSError as error:
-        print(f"failed: {first_line(error)}", file=sys.stderr)
+    except (OSError, RuntimeError, IndexError) as error:  # of the disk, or of what a model's own code does
+        print(f"failed: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -887,7 +887,7 @@ MUTANTS = [
     *of(
         "jobs/judging.py",
         ("an unread answer is nothing", "value if math.isfinite(value) else worst", "value if value == value else 0.0"),
-        ("the base's answers twice", 'Worth(of("sampled"), of("base_sampled"))', 'Worth(of("sampled"), of("sampled"))'),
+        ("the base's answers twice", 'Worth(own, of("base_sampled"))', "Worth(own, own)"),
     ),
     *of(
         "reports/compare/runs.py",
@@ -896,7 +896,7 @@ MUTANTS = [
     *of(
         "reports/compare/measures.py",
         ("a judged win is a loss", "np.heaviside(own - base, 0.5)", "np.heaviside(base - own, 0.5)"),
-        ("the error of answers, not of prompts", "prompts.std(ddof=1)", "prompts.std()"),
+        ("the error of a whole, not of a sample", "prompts.std(ddof=1)", "prompts.std()"),
     ),
 ]
 

@@ -126,13 +126,17 @@ def test_what_the_judge_cannot_read_never_wins(made):
     found = judged(judge, "w3 w4", ["<|im_start|> w5", "", "w5"])
     assert found[0] != found[0]
     assert found[1] == found[1] != found[2]
+    long = judged(judge, "w3 w4", ["w5 " * 200, "w5"])  # more than the model has positions
+    assert long[0] != long[0]
+    assert long[1] == pytest.approx(found[2])
+    assert judged(judge, "w3 w4", ["<|im_start|> w5"])[0] != 0
     speaker = open_speaker(asked(f"run={made.run}", "best_of=2", f"reward.name={made.judge}"), finished_run(made.run))
     assert speaker._kept(Prompt("w3 w4"), ["<|im_start|>", "w5"]) == Reply(["w5"], [pytest.approx(found[2])])
 
 
 def test_the_answers_of_runs_are_judged(made):
     """As transformers' own classifier judges them, prompt and answer and end."""
-    runs = judge_runs(read_runs([Path(made.run)]).runs, made.judge)
+    runs, _ = judge_runs(read_runs([Path(made.run)]).runs, made.judge)
     model = AutoModelForSequenceClassification.from_pretrained(Path(made.judge) / "model")
     words = tokenizer()
     (worth,) = (run.judged for run in runs)

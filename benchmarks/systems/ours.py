@@ -15,7 +15,7 @@ from typing import Any
 
 class Work:
     """Seconds of a step that any loop would spend: scoring, the objective, backward, clipping and the optimiser. What
-    is left of the step is Lightning's, the logging's and the metrics'."""
+    is left of the step is Lightning's, the loading's, the logging's and the metrics'."""
 
     def __init__(self) -> None:
         self.spent, self.began, self.shares = 0.0, 0.0, list[float]()

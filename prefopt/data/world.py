@@ -203,7 +203,7 @@ def temperature_for(differences: np.ndarray, agreement: float = 0.75) -> float:
         return 0.0
     limit = 1.0 - 0.5 * float((distances == 0).mean())  # a tie is a coin toss at any temperature
     if not 0.5 < agreement < limit:
-        raise ValueError(f"agreement must be in (0.5, {limit:g}) for these differences, got {agreement}")
+        raise ValueError(f"agreement must be in (0.5, {limit:g}) or 1 for these differences, got {agreement}")
     # Agreement falls with T. The upper end is too hot, as sigmoid(x) <= 1/2 + x/4; the lower one cools until it is not.
     high = float(distances.mean()) / (4 * (agreement - 0.5))
     low = high

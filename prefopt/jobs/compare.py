@@ -34,7 +34,8 @@ def compare(
     if reward is not None:
         from prefopt.jobs.judging import judge_runs  # the heavy libraries, only where they are needed
 
-        found = replace(found, runs=judge_runs(found.runs, reward), judge=reward)
+        runs, told = judge_runs(found.runs, reward)
+        found = replace(found, runs=runs, judge=told)
     optimum, why_none = known_optimum(found.runs, samples, cache) if samples else (None, "")
     report = build(found, defaults, optimum, why_none)
     for figure in report.figures:

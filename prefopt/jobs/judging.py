@@ -17,52 +17,69 @@ from prefopt.progress import track
 from prefopt.reports.compare.runs import Run, Worth
 
 
-def judged(judge: Judge, prompt: Text, texts: list[str]) -> list[float]:
+def judged(judge: Judge, prompt: Text, texts: list[str], source: str = "") -> list[float]:
     """The reward of every answer, rendered anew for the reward model, as if each had ended where it was cut. nan where
-    its renderer refuses an answer, one that writes the marks of a chat template."""
-    renderer, device = judge.renderer, judge.model.policy.device
-    asked = torch.from_numpy(renderer.prompt(prompt))
+    it cannot be read: an answer that writes the marks of a chat template, or is too long for the model. source: where
+    the prompt stands, for a RequestError where that itself cannot be read."""
+    renderer, policy = judge.renderer, judge.model.policy
+    asked = torch.from_numpy(renderer.prompt(prompt, source))
+    room = getattr(policy.config, "max_position_embeddings", None)
     said: dict[int, Tensor] = {}
     for i, text in enumerate(texts):
         try:
-            ids = torch.from_numpy(renderer.completion(prompt, text))
+            ids = torch.from_numpy(renderer.completion(prompt, text, source))
         except RequestError:
             continue
-        said[i] = ids if len(ids) else torch.tensor(renderer.end_ids[:1])  # nothing, and that it is all
-    rewards = judge.model([asked.to(device)] * len(said), [ids.to(device) for ids in said.values()]).tolist()
-    found = dict(zip(said, rewards, strict=True))
+        ids = ids if len(ids) else torch.tensor(renderer.end_ids[:1])  # nothing, and that it is all
+        if room is None or len(asked) + len(ids) <= room:
+            said[i] = ids
+    rewards = judge.model([asked.to(policy.device)] * len(said), [ids.to(policy.device) for ids in said.values()])
+    found = dict(zip(said, rewards.tolist(), strict=True)) if said else {}
     return [found.get(i, math.nan) for i in range(len(texts))]
 
 
-def judge_runs(runs: Sequence[Run], name: str) -> list[Run]:
+def judge_runs(runs: Sequence[Run], name: str) -> tuple[list[Run], str]:
     """The runs with what a reward model (a run's folder, a hub name or another folder) says of the answers in their
-    samples.jsonl. An answer that it cannot read is worth as little as the worst of all."""
+    samples.jsonl, and a sentence on it. An answer that it cannot read is worth as little as the worst of all."""
+    prompts, asked = _answers(runs)
+    if not asked:
+        raise RequestError(f"--reward={name}: none of these runs has sampled answers")
     quieten()
     judge = open_judge(name, key="--reward")
     if torch.cuda.is_available():
         judge.model.policy.to("cuda")
-    asked: dict[str, dict[str, float]] = {}
-    prompts: dict[str, Text] = {}
-    for run in runs:
-        for row in run.samples:
-            key = json.dumps(row["prompt"])
-            prompts[key] = row["prompt"]
-            texts = [*(row["sampled"] or []), *(row.get("base_sampled") or [])]
-            asked.setdefault(key, {}).update(dict.fromkeys(texts, math.nan))
-    if not asked:
-        raise RequestError("--reward: none of these runs has sampled answers")
-    for key in track(asked, "judging the answers", len(asked)):
-        texts = list(asked[key])
-        asked[key] = dict(zip(texts, judged(judge, prompts[key], texts), strict=True))
-    worst = min((value for said in asked.values() for value in said.values() if math.isfinite(value)), default=math.nan)
+    said: dict[str, dict[str, float]] = {}
+    for i, (key, texts) in enumerate(track(asked.items(), "judging the answers", len(asked))):
+        rewards = judged(judge, prompts[key], texts, f"--reward={name}: prompt {i + 1}")
+        said[key] = dict(zip(texts, rewards, strict=True))
+    every = [value for rewards in said.values() for value in rewards.values()]
+    worst = min(filter(math.isfinite, every), default=math.nan)
     if math.isnan(worst):
-        raise RequestError(f"--reward={name} can read none of the answers")
-    return [replace(run, judged=_worth(run, asked, worst)) for run in runs]
+        raise RequestError(f"--reward={name} can read none of the answers: its template's marks, or too long for it")
+    unread = len(every) - sum(map(math.isfinite, every))
+    told = f"Reward model: {name}." + (f" {unread} of {len(every)} different answers {UNREAD}." if unread else "")
+    return [replace(run, judged=_worth(run, said, worst)) for run in runs], told
 
 
-def _worth(run: Run, asked: dict[str, dict[str, float]], worst: float) -> Worth | None:
+UNREAD = "it cannot read; each is worth as little to it as the worst of the others"
+
+
+def _answers(runs: Sequence[Run]) -> tuple[dict[str, Text], dict[str, list[str]]]:
+    """By prompt the prompt itself, and every different answer to it."""
+    prompts: dict[str, Text] = {}
+    found: dict[str, dict[str, None]] = {}
+    for row in (row for run in runs for row in run.samples):
+        key = json.dumps(row["prompt"])
+        prompts[key] = row["prompt"]
+        texts = [*(row.get("sampled") or []), *(row.get("base_sampled") or [])]
+        found.setdefault(key, {}).update(dict.fromkeys(texts))
+    return prompts, {key: list(texts) for key, texts in found.items() if texts}
+
+
+def _worth(run: Run, said: dict[str, dict[str, float]], worst: float) -> Worth | None:
     def of(side: str) -> list[list[float]]:
-        found = [[asked[json.dumps(row["prompt"])][text] for text in row.get(side) or []] for row in run.samples]
+        found = [[said[json.dumps(row["prompt"])][text] for text in row.get(side) or []] for row in run.samples]
         return [[value if math.isfinite(value) else worst for value in values] for values in found]
 
-    return Worth(of("sampled"), of("base_sampled")) if run.samples else None
+    own = of("sampled")
+    return Worth(own, of("base_sampled")) if own and all(own) else None

@@ -139,15 +139,17 @@ def _difference(
 def win_rates(methods: Sequence[Method]) -> list[list[float | None]]:
     """[methods, methods]: how often an answer of the row's best setting is worth more than one of the column's
     to the same prompt, a tie one half; empty where nothing tells what answers are worth."""
-    answers = [_answers(method.best) for method in methods]
+    runs = [run for method in methods for run in method.best.runs]
+    true = all(run.gold for run in runs) or not any(run.judged for run in runs)
+    answers = [_answers(method.best, true) for method in methods]
     if len(methods) < 2 or all(entry is None for entry in answers):
         return []
     return [[None if a is None or b is None or a is b else _wins(a, b) for b in answers] for a in answers]
 
 
-def _answers(setting: Setting) -> list[list[list[float]]] | None:
-    """What they are worth by seed and prompt."""
-    found = [run.worth for run in setting.runs]
+def _answers(setting: Setting, true: bool) -> list[list[list[float]]] | None:
+    """What they are worth by seed and prompt: truly, or to the reward model."""
+    found = [run.gold if true else run.judged for run in setting.runs]
     return [worth.own for worth in found] if all(found) else None
 
 

@@ -74,9 +74,8 @@ def build(
         flags=flags(methods, values, optimum),
         notes=[
             *_notes(found.runs, methods, compared),
-            *_on_judge(found.judge),
             *_on_optimum(optimum, values),
-            *filter(None, [why_none]),
+            *filter(None, [found.judge, why_none]),
         ],
         left_out=found.left_out,
         figures=figures(methods, values, optimum),
@@ -165,11 +164,6 @@ def _on_rows(runs: Sequence[Run], methods: Sequence[Method]) -> Iterator[str]:
         yield "AUC, ECE, Brier, slices and differences are of test.jsonl, every row with the same weight."
     if any(run.summary.get("reward_is_log_odds") is None for run in runs):
         yield "Calibration: not every run says whether its reward is a log-odds; else ECE and Brier mean little."
-
-
-def _on_judge(judge: str | None) -> Iterator[str]:
-    if judge is not None:
-        yield f"Reward model: {judge}. An answer that it cannot read is worth as little to it as the worst of all."
 
 
 def _on_optimum(optimum: Optimum | None, values: Values) -> Iterator[str]:

@@ -127,11 +127,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """The runs that can be compared, a sentence for each that was left out, and who judged the answers."""
+    """The runs that can be compared, a sentence for each that was left out, and one on who judged the answers."""
 
     runs: list[Run]
     left_out: list[str] = field(default_factory=list)
-    judge: str | None = None
+    judge: str = ""
 
 
 def read_runs(folders: Sequence[Path]) -> Found:
