@@ -69,11 +69,10 @@ def main() -> None:
     source = preference_data()
     chosen = [name for name in SYSTEMS if not asked.systems or name in asked.systems.split(";")]
     peers = peers_python(asked.peers) if any(SYSTEMS[name][0] == "peer" for name in chosen) else None
-    pairs = 8 * asked.steps
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        make(folder, source, asked.shape, pairs, seed=0)
+        pairs = make(folder, source, asked.shape, 8 * asked.steps, seed=0)  # passed over again where they are too few
         order = [row for number in range(asked.steps) for row in Plan(pairs, 8, asked.steps, 0).step(number)]
         (folder / "order.json").write_text(json.dumps(order))
         for number in range(asked.rounds):

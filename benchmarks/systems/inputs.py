@@ -25,9 +25,9 @@ SHAPES = {
 TURN = "\n\nAssistant:"
 
 
-def make(folder: Path, source: Path, shape: str, pairs: int, seed: int) -> None:
+def make(folder: Path, source: Path, shape: str, pairs: int, seed: int) -> int:
     """folder/{tokenizer and model in model/, pairs.jsonl, held-out.jsonl}. Rows that are longer than MAX_LENGTH are
-    left out, so that nobody truncates."""
+    left out, so that nobody truncates. Returns how many pairs there are, at most as many as were asked for."""
     import torch
 
     with gzip.open(source, "rt", encoding="utf-8") as lines:
@@ -46,9 +46,11 @@ def make(folder: Path, source: Path, shape: str, pairs: int, seed: int) -> None:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     held_out = 16
-    _write(folder / "pairs.jsonl", fitting[:pairs])
+    trained = fitting[: -2 * held_out][:pairs]
+    _write(folder / "pairs.jsonl", trained)
     _write(folder / "held-out.jsonl", fitting[-held_out:])
     _write(folder / "held-out-2.jsonl", fitting[-2 * held_out : -held_out])
+    return len(trained)
 
 
 def make_judge(folder: Path, seed: int) -> None:
