@@ -323,6 +323,24 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "report"
 
 
+def test_the_frame_is_of_places_not_of_intervals(tmp_path: Path):
+    """Two seeds at KL 0.1 with gold 0 and 1: an interval of ±6.4. β = 9 has gone astray, to a KL of 9."""
+    for seed in (0, 1):
+        measured = {"kl": 0.1, "kl_stderr": 0.01, "gold_reward": float(seed), "gold_reward_stderr": 0.01}
+        write_run(tmp_path / f"dpo{seed}", seed=seed, summary={"samples": measured})
+        write_run(tmp_path / f"astray{seed}", seed=seed, beta=9.0, gaps=[-1, -1, -1, -1])
+    figure = report(tmp_path).figures[0]
+    (points,) = [series for series in figure.series if series.style == "points"]
+    assert (points.x, points.y) == ([0.1], [0.5])
+    assert points.y_error[0] > 6
+    x, y = figure.frame  # the base lies at 0, 0
+    assert x == pytest.approx((-0.006, 0.106))
+    assert y == pytest.approx((-0.03, 0.53))
+    assert figure.outside == ["dpo (beta=9)"]
+    assert figure.caption.endswith("Beyond the frame: dpo (beta=9).")
+    assert next(f for f in report(tmp_path).figures if f.name == "learning_loss").frame is None
+
+
 def test_what_runs_and_models_say_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     write_run(tmp_path / "runs/a", text=evil, config={"model": {"name": evil}})

@@ -45,6 +45,8 @@ def save_png(figure: Figure, path: Path) -> None:
     for series in figure.series:
         _draw(axes, series)
     axes.set(title=_plain(figure.title), xlabel=_plain(figure.x), ylabel=_plain(figure.y))
+    if figure.frame is not None:
+        axes.set(xlim=figure.frame[0], ylim=figure.frame[1])
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:

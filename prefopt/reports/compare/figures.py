@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from prefopt.reports.compare.statistics import pareto
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B6BB1", "#7F7F7F")
 GREY = "#888888"
 INK = "#000000"  # the page shows it in the colour of its text
+LINES = ("line", "dashed", "dotted")
 POINTS = 40  # of a curve, of at least four steps each where there are enough
+
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,37 @@ class Figure:
     caption: str
     series: list[Series]
 
+    @property
+    def frame(self) -> tuple[Span, Span] | None:
+        """The spans of x and y that are shown: with the places of the default and best settings and the lines there.
+        Neither an interval over two seeds nor a setting that went astray makes the rest small. None: all there is."""
+        if not any(s.x_error or s.y_error for s in self.series):
+            return None
+        near = [s for s in self.series if s.style in ("points", "ends", "diamonds")]
+        x = _span([value for s in near for value in s.x])
+        inside = [b for s in self.series if s.style in LINES for a, b in zip(s.x, s.y, strict=True) if _within(a, x)]
+        return x, _span([value for s in near for value in s.y] + [value for value in inside if value is not None])
+
+    @property
+    def outside(self) -> list[str]:
+        """The settings that lie beyond the frame."""
+        if self.frame is None:
+            return []
+        x, y = self.frame
+        faint = [place for s in self.series if s.style == "faint" for place in zip(s.texts, s.x, s.y, strict=True)]
+        return [text for text, a, b in faint if not (_within(a, x) and _within(b, y))]
+
+
+def _span(values: Sequence[float]) -> Span:
+    """With a margin; of one place alone with some room about it."""
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _within(value: float, span: Span) -> bool:
+    return span[0] <= value <= span[1]
+
 
 def figures(methods: Sequence[Method], values: Values, optimum: Optimum | None = None) -> list[Figure]:
     """Those for which the runs hold anything."""
@@ -58,7 +92,13 @@ def figures(methods: Sequence[Method], values: Values, optimum: Optimum | None =
         _scatter("length", "Length and reward", methods, values, ("length", worth), LENGTH),
         _scatter("cost", "Cost", methods, values, ("train_seconds", worth), COST),
     ]
-    return [figure for figure in drawn if figure.series]
+    return [_with_outside(figure) for figure in drawn if figure.series]
+
+
+def _with_outside(figure: Figure) -> Figure:
+    if not figure.outside:
+        return figure
+    return replace(figure, caption=f"{figure.caption} Beyond the frame: {', '.join(figure.outside)}.")
 
 
 LENGTH = "Better because longer? One point per setting; large: the default and the best of the grid."

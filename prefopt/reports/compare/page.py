@@ -14,7 +14,7 @@ from prefopt.reports.compare.report import Report, cell, columns, slice_columns
 def page(report: Report) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files(__package__) / "page.html").read_text("utf-8"))
-    drawn = [{"name": f.name, "x": f.x, "y": f.y, "traces": plotly_traces(f)} for f in report.figures]
+    drawn = [{"name": f.name, "x": f.x, "y": f.y, "frame": f.frame, "traces": plotly_traces(f)} for f in report.figures]
     return template.render(
         report=report,
         drawn=drawn,
