@@ -19,7 +19,6 @@ COLUMNS = {  # of results.csv, with their heads and forms
     "share_of_optimum": ("share of optimum", ".0%"),
     "win_rate_vs_reference": ("wins against the base", ".2f"),
     "distinct_2": ("distinct-2", ".3f"),
-    "train_seconds": ("seconds", ".0f"),
 }
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.systems.inputs import make
+from benchmarks.systems.inputs import lengths, make
 from benchmarks.systems.launch import PEERS, launch, peers_python, preference_data, save, spread, where
 from prefopt.data.loader import Plan
 
@@ -68,17 +68,22 @@ def main() -> None:
     asked = _asked()
     source = preference_data()
     chosen = [name for name in SYSTEMS if not asked.systems or name in asked.systems.split(";")]
+    if asked.heaviest and any(SYSTEMS[name][0] == "ours" for name in chosen):
+        sys.exit("--heaviest: prefopt's own systems have the order of their seed; name others in --systems")
     peers = peers_python(asked.peers) if any(SYSTEMS[name][0] == "peer" for name in chosen) else None
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         pairs = make(folder, source, asked.shape, 8 * asked.steps, seed=0)  # passed over again where they are too few
-        order = [row for number in range(asked.steps) for row in Plan(pairs, 8, asked.steps, 0).step(number)]
-        (folder / "order.json").write_text(json.dumps(order))
+        steps = [Plan(pairs, 8, asked.steps, 0).step(number) for number in range(asked.steps)]
+        if asked.heaviest:
+            longest = lengths(folder)
+            steps = sorted(steps, key=lambda rows: -max(longest[row] for row in rows))[: asked.heaviest]
+        (folder / "order.json").write_text(json.dumps([row for rows in steps for row in rows]))
         for number in range(asked.rounds):
             for name in chosen:
                 kind, *arguments = SYSTEMS[name]
-                found[name].append(launch(kind, folder, arguments, asked.steps, asked.threads, peers))
+                found[name].append(launch(kind, folder, arguments, len(steps), asked.threads, peers))
                 took = statistics.mean(found[name][-1]["seconds"][WARM:])
                 print(f"round {number + 1}  {name:40} {took:.3f} s a step", flush=True)
     report = _report(found, asked) | where(asked.threads, peers)
@@ -92,6 +97,12 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--heaviest",
+        type=int,
+        help="of the steps only so many with the longest rows: what they peak at, all of them reach at least (not for "
+        "prefopt's systems, which have the order of their seed)",
+    )
     parser.add_argument("--systems", default="", help="names, between semicolons")
     parser.add_argument("--name", default="", help="of the results, where not all systems are asked")
     parser.add_argument("--peers", type=Path, default=PEERS)
@@ -107,7 +118,8 @@ def _report(found: dict[str, list[dict[str, Any]]], asked: argparse.Namespace) -
     return {
         "shape": asked.shape,
         "rounds": asked.rounds,
-        "measured_steps": asked.rounds * (asked.steps - WARM),
+        "measured_steps": asked.rounds * ((asked.heaviest or asked.steps) - WARM),
+        "heaviest": asked.heaviest,
         "seconds_per_step": {name: spread(times) for name, times in means.items()},
         "pairs_per_second": {name: 8 / statistics.median(times) for name, times in means.items()},
         "peak_bytes": {name: max(run["peak"] for run in runs) for name, runs in found.items()},

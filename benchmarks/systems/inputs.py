@@ -53,6 +53,12 @@ def make(folder: Path, source: Path, shape: str, pairs: int, seed: int) -> int:
     return len(trained)
 
 
+def lengths(folder: Path) -> list[int]:
+    """Of every pair in folder/pairs.jsonl the longer side's tokens."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
+    return [_length(tokenizer, json.loads(line)) for line in (folder / "pairs.jsonl").read_text("utf-8").splitlines()]
+
+
 def make_judge(folder: Path, seed: int) -> None:
     """folder/judge/: the model of folder/model/ as a sequence classifier, its head near 0."""
     import torch
