@@ -20,7 +20,7 @@ def main() -> None:
     judge = sweep(f"{NAME}_judge", "loss=bradley_terry", *rows, *asked)
     runs = sweep(NAME, "loss=dpo,ipo,kto,orpo,simpo,sft", "seed=0,1,2", *rows, *asked)
     (reward,) = [path.parent for path in judge.glob("*/summary.json")]
-    keep(report(runs, "--reward", str(reward)), NAME)
+    keep(report(runs, "--reward", str(reward)), NAME, "frontier")
     keep_environment(runs, NAME)
 
 
