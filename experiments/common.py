@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+Made = tuple[str, dict[str, Any], dict[str, Any]]
 KEPT = ("results.csv", "results.md", "optimum.csv")
 
 
@@ -46,19 +48,39 @@ def keep(made: Path, name: str, *figures: str) -> None:
         shutil.copyfile(made / "figures" / f"{figure}.png", HERE / name / f"{figure}.png")
 
 
-def summaries(runs: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Config and summary of every finished run of a sweep, by folder name."""
+def summaries(runs: Path) -> list[Made]:
+    """Of every finished run of a sweep its name, config and summary, by name."""
     found = []
     for file in sorted(runs.glob("*/summary.json")):
         summary = json.loads(file.read_text("utf-8"))
         if summary["status"] == "finished":
-            found.append((json.loads((file.parent / "config.json").read_text("utf-8")), summary))
+            config = json.loads((file.parent / "config.json").read_text("utf-8"))
+            found.append((file.parent.name, config, summary))
     return found
+
+
+OF_A_RUN = {
+    "test": ("accuracy", "accuracy_logratio"),
+    "samples": ("kl", "gold_reward", "length", "distinct_2"),
+    "world": ("gold_gain", "accuracy_true"),
+}
+
+
+def keep_runs(name: str, *sweeps: Path) -> None:
+    """A line a run, in `experiments/NAME/runs.csv`: what the tables hold means of."""
+    keys = [key for part in OF_A_RUN.values() for key in part]
+    with (HERE / name / "runs.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["run", "loss", "seed", "data_seed", *keys])
+        for run, config, summary in (found for sweep in sweeps for found in summaries(sweep)):
+            measured = [(summary[part] or {}).get(key) for part, some in OF_A_RUN.items() for key in some]
+            numbers = ["" if value is None else f"{value:.5g}" for value in measured]
+            writer.writerow([run, summary["loss"], summary["seed"], config["data"]["seed"], *numbers])
 
 
 def keep_environment(runs: Path, name: str) -> None:
     """What the runs were made with, in `experiments/NAME/environment.json`."""
-    made = [summary for _, summary in summaries(runs)]
+    made = [summary for _, _, summary in summaries(runs)]
     found = {
         "command": " ".join([f"python -m experiments.{name}", *sys.argv[1:]]),
         "runs": len(made),

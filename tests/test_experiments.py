@@ -52,10 +52,10 @@ def test_what_it_asks_for_is_sound(name, tmp_path, cache_dir, monkeypatch):
     assert len(asked) == FIRST[name]
 
 
-def run_of(loss: dict[str, Any], agreement: float, world: int, gain: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def run_of(loss: dict[str, Any], agreement: float, world: int, gain: float) -> common.Made:
     config = {"loss": {"_target_": "prefopt.objectives.dpo.DPO", **loss}}
     config["data"] = {"seed": world, "world": {"agreement": agreement}}
-    return config, {"world": {"gold_gain": gain, "accuracy_true": 0.75}, "samples": {"kl": 2.0}}
+    return "run", config, {"world": {"gold_gain": gain, "accuracy_true": 0.75}, "samples": {"kl": 2.0}}
 
 
 def test_label_noise_is_counted_by_method_and_agreement(tmp_path):
@@ -74,14 +74,17 @@ def test_label_noise_is_counted_by_method_and_agreement(tmp_path):
 
 def test_an_environment_names_what_differs(tmp_path, monkeypatch):
     common_part = {"status": "finished", "train_seconds": 1.4, "versions": {"torch": "2"}, "device": "cpu"}
+    common_part |= {"loss": "dpo", "seed": 0, "test": {"accuracy": 0.5}, "samples": None, "world": None}
     for i in (1, 2):
         (tmp_path / f"runs/{i}").mkdir(parents=True)
         (tmp_path / f"runs/{i}/summary.json").write_text(json.dumps({**common_part, "git": f"g{i}"}))
-        (tmp_path / f"runs/{i}/config.json").write_text("{}")
+        (tmp_path / f"runs/{i}/config.json").write_text('{"data": {"seed": 3}}')
     (tmp_path / "name").mkdir()
     monkeypatch.setattr(common, "HERE", tmp_path)
     monkeypatch.setattr(sys, "argv", ["experiment", "trainer.max_steps=2"])
     common.keep_environment(tmp_path / "runs", "name")
+    common.keep_runs("name", tmp_path / "runs")
+    assert (tmp_path / "name/runs.csv").read_text().splitlines()[1:] == [f"{i},dpo,0,3,0.5,,,,,,," for i in (1, 2)]
     found = json.loads((tmp_path / "name/environment.json").read_text())
     assert found["command"] == "python -m experiments.name trainer.max_steps=2"
     assert (found["runs"], found["train_seconds"], found["git"], found["device"]) == (2, 3, ["g1", "g2"], "cpu")
@@ -98,6 +101,7 @@ def test_a_folder_is_complete(name):
     for shown in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (folder / shown).exists(), shown
     assert list(csv.DictReader((folder / "results.csv").open()))
+    assert len(list(csv.DictReader((folder / "runs.csv").open()))) >= JOBS[name]
     assert f"]({name}/" in (folder.parent / "README.md").read_text()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common import HERE, keep_environment, summaries, sweep
+from experiments.common import HERE, Made, keep_environment, keep_runs, summaries, sweep
 
 NAME = "label_noise"
 ASKED = ("experiment=frontier", "sweep=label_noise", "data.world.pairs=8000", "evaluation.samples_per_prompt=16")
@@ -30,14 +30,15 @@ Table = dict[tuple[str, float], list[Numbers]]  # by method and agreement: the r
 def main() -> None:
     runs = sweep(NAME, *ASKED, WORLDS)
     write(tabulated(summaries(runs)), HERE / NAME)
+    keep_runs(NAME, runs)
     keep_environment(runs, NAME)
 
 
-def tabulated(made: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> Table:
+def tabulated(made: Iterable[Made]) -> Table:
     """Ends the program where a cell holds two runs in one world: one of them is of an earlier, other question."""
     table: Table = defaultdict(list)
     seen: set[tuple[str, float, int]] = set()
-    for config, summary in made:
+    for _, config, summary in made:
         data = config["data"]
         cell = (method(config), float(data["world"]["agreement"]), data["seed"])
         if cell in seen:

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.common import keep, keep_environment, report, sweep
+from experiments.common import keep, keep_environment, keep_runs, report, sweep
 
 NAME = "real_hh"
 
@@ -21,6 +21,7 @@ def main() -> None:
     runs = sweep(NAME, "loss=dpo,ipo,kto,orpo,simpo,sft", "seed=0,1,2", *rows, *asked)
     (reward,) = [path.parent for path in judge.glob("*/summary.json")]
     keep(report(runs, "--reward", str(reward)), NAME, "frontier")
+    keep_runs(NAME, judge, runs)
     keep_environment(runs, NAME)
 
 
