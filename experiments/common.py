@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.systems.launch import processor
 
 HERE = Path(__file__).resolve().parent
 Made = tuple[str, dict[str, Any], dict[str, Any]]
@@ -22,21 +23,21 @@ def sweep(name: str, *asked: str) -> Path:
     """Run what is missing of a sweep in `sweeps/NAME`; the words of the command line, like
     `hydra.launcher.parallel=2`, go with it. Returns the folder; ends the program where a job failed."""
     folder = Path("sweeps", name)
-    command = [sys.executable, "-m", "prefopt.train", "-m", *asked, f"sweep_dir={folder}", *sys.argv[1:]]
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        sys.exit(code)
+    _run("train", "-m", *asked, f"sweep_dir={folder}", *sys.argv[1:])
     return folder
 
 
 def report(runs: Path, *asked: str) -> Path:
     """Compare the runs of a folder, into `report/NAME`. Returns that folder; ends the program where it cannot."""
     out = Path("report", runs.name)
-    command = [sys.executable, "-m", "prefopt.compare", str(runs), "--out", str(out), *asked]
-    code = subprocess.run(command, check=False).returncode
+    _run("compare", str(runs), "--out", str(out), *asked)
+    return out
+
+
+def _run(command: str, *words: str) -> None:
+    code = subprocess.run([sys.executable, "-m", f"prefopt.{command}", *words], check=False).returncode
     if code:
         sys.exit(code)
-    return out
 
 
 def keep(made: Path, name: str, *figures: str) -> None:
@@ -98,11 +99,3 @@ def _different(values: Iterable[Any]) -> Any:
         if value not in found:
             found.append(value)
     return found[0] if len(found) == 1 else found
-
-
-def processor() -> str:
-    """Its name, where the system tells; else its kind."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

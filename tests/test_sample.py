@@ -129,7 +129,8 @@ def test_what_the_judge_cannot_read_never_wins(made):
     long = judged(judge, "w3 w4", ["w5 " * 200, "w5"])  # more than the model has positions
     assert long[0] != long[0]
     assert long[1] == pytest.approx(found[2])
-    assert judged(judge, "w3 w4", ["<|im_start|> w5"])[0] != 0
+    (alone,) = judged(judge, "w3 w4", ["<|im_start|> w5"])  # with nothing left to ask the model
+    assert alone != alone
     speaker = open_speaker(asked(f"run={made.run}", "best_of=2", f"reward.name={made.judge}"), finished_run(made.run))
     assert speaker._kept(Prompt("w3 w4"), ["<|im_start|>", "w5"]) == Reply(["w5"], [pytest.approx(found[2])])
 

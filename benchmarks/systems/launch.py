@@ -74,10 +74,11 @@ def where(threads: int, peers: Path | None = None) -> dict[str, Any]:
         told = subprocess.run([str(peers), "-c", ask], capture_output=True, text=True, check=True).stdout.split()
         found |= dict(zip(("trl", "trl's transformers", "trl's torch"), told, strict=True))
     versions = {"python": platform.python_version(), **found}
-    return {"hardware": f"{_processor()}, {threads} threads", "versions": versions}
+    return {"hardware": f"{processor()}, {threads} threads", "versions": versions}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, where the system tells; else its kind."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

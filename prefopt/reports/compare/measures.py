@@ -70,10 +70,9 @@ MEASURES = (
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
 IN_SLICES = ("accuracy", "accuracy_logratio", "accuracy_logp", "auc", "margin", "ece", "brier")
-WINS = "win_rate_vs_reference"
 SAMPLED = (
-    *("kl", "kl_stderr", "gold_reward", "gold_reward_stderr", "win_rate_vs_reference", "length", "distinct_2"),
-    *("self_bleu", "repetition"),
+    *("kl", "kl_stderr", "gold_reward", "gold_reward_stderr", "length", "distinct_2", "self_bleu"),
+    "repetition",
 )
 
 
@@ -85,14 +84,13 @@ def is_log_odds(run: Run) -> bool:
 def run_values(run: Run, optimum: Optimum | None = None) -> Numbers:
     """Every measure of one run; None where it does not apply."""
     memory = run.summary.get("peak_memory_bytes")
-    sampled = {key: run.measured("samples", key) for key in SAMPLED}
     share, share_stderr = (optimum.share(run) if optimum else None) or (None, None)
     return {
         **{key: run.measured("test", key) for key in ("accuracy", "accuracy_logratio", "accuracy_logp", "margin")},
         **{key: value for key, value in row_values(run).items() if key in ("auc", "ece", "brier")},
-        **sampled,
+        **{key: run.measured("samples", key) for key in SAMPLED},
         **_judged(run),
-        "win_rate_vs_reference": _wins(run) if sampled[WINS] is None else sampled[WINS],
+        "win_rate_vs_reference": _wins(run),
         "share_of_optimum": share,
         "share_stderr": share_stderr,
         "gap": _gap(run),
@@ -176,8 +174,9 @@ def _won(run: Run) -> np.ndarray | None:
 
 
 def _wins(run: Run) -> float | None:
-    won = _won(run)
-    return None if won is None else float(won.mean())
+    """As the run itself says, by gold; else by what a reward model says."""
+    told, won = run.measured("samples", "win_rate_vs_reference"), _won(run)
+    return told if told is not None or won is None else float(won.mean())
 
 
 def _wins_at_equal_length(run: Run) -> float | None:
