@@ -39,7 +39,8 @@ def group_relative(rewards: Tensor, group_size: int, normalize: bool = True) -> 
     rewards are all equal gets 0. Returns [N].
     """
     groups = _groups(rewards, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
+    centred = groups - groups[:, :1]  # from the first, so that equal rewards give 0 and not what rounding leaves
+    centred = centred - centred.mean(1, keepdim=True)
     if normalize and group_size > 1:
         std = groups.std(1, keepdim=True)
         centred = torch.where(std > _noise(groups.abs().amax(1, keepdim=True)), centred / std, 0)
@@ -49,11 +50,13 @@ def group_relative(rewards: Tensor, group_size: int, normalize: bool = True) -> 
 def rloo(rewards: Tensor, group_size: int) -> Tensor:
     """r_i - mean of the group's other rewards. Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740, Eq. 8.
 
-    rewards: [N], the rows of a group stand together, group_size >= 2. Returns [N].
+    rewards: [N], the rows of a group stand together, group_size >= 2. A group whose rewards are all equal gets 0.
+    Returns [N].
     """
     if group_size < 2:
         raise ValueError(f"rloo needs a group_size of at least 2, got {group_size}: it compares with the others")
     groups = _groups(rewards, group_size)
+    groups = groups - groups[:, :1]  # a constant changes nothing, and this one makes equal rewards exactly 0
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
     return (groups - others).flatten()
 

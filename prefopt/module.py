@@ -121,7 +121,7 @@ class PreferenceModule(L.LightningModule):
         self.held_out_sums.reset()
         self.statistics = {}
         loader = self.trainer.val_dataloaders[-1]
-        first = next(iter(loader), None)
+        first = next(iter(loader), None) if self._reads(loader.view.data) else None
         if first is not None:
             others = (batch.to(self.device) for i, batch in enumerate(loader) if i)
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
@@ -134,18 +134,22 @@ class PreferenceModule(L.LightningModule):
         scores = self.score(batch, self.base, always=dataloader_idx == 0)
         if dataloader_idx == 0:
             self.held_out.update(batch.data, scores, self.objective.reward(scores))
-        if dataloader_idx == len(self.trainer.val_dataloaders) - 1:
+        if dataloader_idx == len(self.trainer.val_dataloaders) - 1 and self._reads(batch.data):
             terms = self.objective.all_terms(scores, self.statistics)
             counts = batch.units()
             self.held_out_sums.update({t.name: (t.coefficient * t.sum, counts[t.unit]) for t in terms})
+
+    def _reads(self, data: str) -> bool:
+        """Whether rows of this kind are what the objective learns from: no recorded row is a rollout."""
+        return data == self.objective.needs.data
 
     def on_validation_epoch_end(self) -> None:
         self.policy.train(self.trainer.training)
 
     def held_out_measures(self, examples: Sequence[Encoded]) -> dict[str, float | None]:
         """What summary.json says of a split, after a validation pass over it."""
-        terms = self.held_out_sums.compute()
-        loss = sum(terms.values()) if terms else math.nan
+        known = bool(self.held_out_sums.names)  # a loss on rollouts has none on recorded rows
+        loss = sum(self.held_out_sums.compute().values()) if known else math.nan
         return {"loss": loss if math.isfinite(loss) else None, **measures(self.held_out.compute(), examples)}
 
     # ------------------------------------------------------------ checkpoints

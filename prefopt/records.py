@@ -157,7 +157,7 @@ class Scores:
         n = len(self)
         if n % 2:
             raise ValueError(f"{n} rows have no halves: pairs and labels hold N/2 rows, then their N/2 partners")
-        return self._rows(slice(0, n // 2)), self._rows(slice(n // 2, n))
+        return self.rows(slice(0, n // 2)), self.rows(slice(n // 2, n))
 
     def zeroed(self) -> Scores:
         """0 off the mask, columns too: a `where` after exp or square would send NaN back from what stands there."""
@@ -174,7 +174,12 @@ class Scores:
         parts = {name: value.detach() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **parts, columns={name: column.detach() for name, column in self.columns.items()})
 
-    def _rows(self, rows: slice) -> Scores:
+    def to(self, device: torch.device | str) -> Scores:
+        parts = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **parts, columns={name: column.to(device) for name, column in self.columns.items()})
+
+    def rows(self, rows: slice | Tensor) -> Scores:
+        """Some of the rows. A column of pairs is handed on whole."""
         n = len(self)
         parts = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
         columns = {name: column[rows] if len(column) == n else column for name, column in self.columns.items()}

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 def task(cfg: DictConfig) -> int:
     request = build_request(cfg)
-    from prefopt.data.views import check_view
-
-    check_view(request.objective.needs.data, request.origin.kinds())
     from prefopt.jobs.train import train  # the heavy libraries, once the request is known to be sound
 
     return train(request)

@@ -158,12 +158,14 @@ PEERS = {
     "ppo_openrlhf": Peer(ROLLED, POLICY / 3 + 0.5 * (0.6**2 + VALUES) / 3),
     "ppo_trl": Peer(ROLLED, POLICY / 3 + 0.1 * 0.5 * (0.9**2 + VALUES) / 3),
     "grpo_dapo": Peer(ROLLED, (-1.28 * 1.0 + 0.8 * 1.2 + INSIDE) / 3),
-    "grpo_drgrpo": Peer(ROLLED, POLICY / 3),
+    "grpo_drgrpo": Peer(ROLLED, POLICY / 2),
     "grpo_original": Peer(
         ROLLED,
         ((-1.2 * 1.0 + 0.8 * 1.2) / 2 + INSIDE) / 2 + 0.04 * ((K3[0] + K3[1]) / 2 + K3[2]) / 2,
     ),
     "grpo_trl": Peer(ROLLED, POLICY / 3),
+    # of the answers: ratios e^-0.3, clipped to 0.8, and e^0.05; advantages (1.0 - 1.2) / 2 and 0.7
+    "rloo_trl": Peer(ROLLED, (0.1 * 0.8 + INSIDE) / 2),
 }
 
 
@@ -202,6 +204,7 @@ ADVANTAGES = {
     "grpo_drgrpo": 1.5,
     "grpo_original": 1.5 / (1.5 * sqrt(2)),
     "grpo_trl": 1.5 / (1.5 * sqrt(2) + 1e-4),  # to the 1e-4 that it adds
+    "rloo_trl": (1.0 - 0.05 * 0.2) - (-2.0 - 0.05 * 0.4),
 }
 
 

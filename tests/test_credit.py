@@ -1,4 +1,4 @@
-"""Credit by hand, its limits, and what PPO and GRPO make of annotated rollouts."""
+"""Credit by hand, its limits, and what the methods make of annotated rollouts."""
 
 from dataclasses import replace
 from math import nan, sqrt
@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from prefopt.credit import gae, group_relative, rloo, whiten
-from prefopt.objectives import create
-from tests.objectives.hand import ANNOTATED, CREDIT, CREDITED, Row, everything, float64
+from prefopt.objectives import create, names
+from prefopt.objectives.registry import get
+from prefopt.records import Columns, Scores
+from tests.objectives.hand import ANNOTATED, CREDIT, CREDITED, Row, everything, float64, gradients
 
 NUMBER = {"rel": 1e-12, "abs": 1e-15}
+METHODS = [name for name in names() if get(name).needs.data == "rollouts"]
 
 # Four tokens of an answer that starts at position 1, two of another; the rest is padding.
 MASK = torch.tensor([[0, 1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0, 0]], dtype=torch.bool)
@@ -97,8 +100,9 @@ def test_group_relative_by_hand():
 def test_equal_rewards_say_nothing(reward: float, dtype: torch.dtype):
     for size in (2, 3, 7, 8, 64):
         rewards = torch.full((2 * size,), reward, dtype=dtype)
-        assert not group_relative(rewards, size).any()
-        assert not rloo(rewards[:2], 2).any()
+        for normalize in (True, False):
+            assert not group_relative(rewards, size, normalize).any()
+        assert not rloo(rewards, size).any()
 
 
 def test_rewards_equal_but_for_rounding_say_nothing():
@@ -184,7 +188,7 @@ def test_nothing_to_whiten():
     assert not whiten(float64([nan, nan]), torch.zeros(1, 2)).any()
 
 
-# ------------------------------------------------------------------------------------------- PPO and GRPO
+# ------------------------------------------------------------------------------------------- methods
 
 
 @pytest.mark.parametrize("row", CREDIT, ids=str)
@@ -201,7 +205,7 @@ def test_credit_by_hand(row: Row):
 
 
 def test_credit_gives_what_the_loss_reads():
-    for name in ("ppo", "grpo"):
+    for name in METHODS:
         objective = create(name)
         scores = everything("rollouts")
         credited = replace(scores, columns=objective.credit(scores, scores.rewards))
@@ -238,11 +242,78 @@ def test_credit_of_groups_whose_rewards_are_equal_moves_nothing():
             assert not create("ppo", lam=1.0).credit(flat, same)["advantages"].any()
 
 
-def test_grpo_refuses_groups_of_different_sizes():
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("grpo", {}),
+        ("grpo", {"normalize": False}),
+        ("rloo", {}),
+        ("reinforce", {}),
+        ("reinforce", {"whiten": True}),
+        ("reinforce", {"baseline": "none", "whiten": True}),
+    ],
+)
+@pytest.mark.parametrize("examples", [6, 8])
+def test_equal_rewards_give_no_gradient_at_all(name: str, options: dict, examples: int):
+    objective, scores = create(name, beta=0.0, **options), everything("rollouts", examples)
+    scores.columns["group"] = torch.arange(examples) * 2 // examples  # two groups of three or four
+    credited = objective.credit(scores, torch.full((examples,), 0.1))
+    found = gradients(objective, replace(scores, columns=scores.columns | credited))
+    assert not any(gradient.any() for gradient in found.values())
+
+
+def test_reinforce_by_hand():
+    # 1, 3, 0, 4: mean 2, the population's variance (1 + 1 + 4 + 4) / 4; lengths 5, 3, 4, 1 have no say in it
+    scores = everything("rollouts")
+    scores.columns.pop("group")
+    rewards, s = float64(1.0, 3.0, 0.0, 4.0), sqrt(10 / 4)
+    for options, expected in (
+        ({}, [-1.0, 1.0, -2.0, 2.0]),
+        ({"baseline": "none"}, [1.0, 3.0, 0.0, 4.0]),
+        ({"whiten": True}, [-1 / s, 1 / s, -2 / s, 2 / s]),
+        ({"baseline": "none", "whiten": True}, [-1 / s, 1 / s, -2 / s, 2 / s]),
+    ):
+        found = create("reinforce", beta=0.0, **options).credit(scores, rewards)["advantages"]
+        close(found, (float64(*expected)[:, None] * scores.mask).to(found.dtype))
+
+
+def of_answers(scores: Scores, columns: Columns) -> Tensor:
+    """[N] the advantage that stands on each token of an answer."""
+    return scores.total(columns["advantages"]) / scores.lengths
+
+
+def test_what_is_whitened_has_mean_0_and_variance_1_over_the_collection():
+    scores = everything("rollouts", examples=8)
+    tokens = create("ppo").credit(scores, scores.rewards)["advantages"][scores.mask]
+    answers = of_answers(scores, create("reinforce", whiten=True).credit(scores, scores.rewards))
+    for whitened in (tokens, answers):
+        assert whitened.mean().item() == pytest.approx(0, abs=1e-12)
+        assert whitened.var(correction=0).item() == pytest.approx(1, abs=1e-12)
+    plain = create("ppo", whiten=False).credit(scores, scores.rewards)["advantages"]
+    close(whiten(plain, scores.mask)[scores.mask], tokens)
+
+
+def test_credit_keeps_the_precision_of_the_rewards():
+    # float64 rewards of float32 log-probs: 1e6 apart from what tells them from each other
+    scores = everything("rollouts", dtype=torch.float32)
+    rewards = 1e6 + float64(0.25, 0.75, 0.5, 0.125)
+    found = of_answers(scores, create("rloo", beta=0.0).credit(scores, rewards))
+    assert found.tolist() == pytest.approx([-0.5, 0.5, 0.375, -0.375], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_groups_of_different_sizes_are_refused(name: str):
     scores = everything("rollouts")
     scores.columns["group"] = torch.tensor([0, 0, 1, 2])
-    with pytest.raises(ValueError, match=r"grpo needs equally many rows for each prompt; got \[2, 1, 1\]"):
-        create("grpo").credit(scores, scores.rewards)
+    with pytest.raises(ValueError, match=rf"{name} needs equally many rows for each prompt; got \[2, 1, 1\]"):
+        create(name).credit(scores, scores.rewards)
+
+
+def test_rloo_refuses_one_answer_for_each_prompt():
+    scores = everything("rollouts")
+    scores.columns["group"] = torch.arange(4)
+    with pytest.raises(ValueError, match="rloo needs a group_size of at least 2, got 1: it compares with the others"):
+        create("rloo").credit(scores, scores.rewards)
 
 
 # ------------------------------------------------------------------------------------------- refusals

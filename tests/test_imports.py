@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "prefopt"
 LAYERS = [
     {"errors", "settings", "records", "schedules", "files", "progress"},
     {"objectives", "credit"},
-    {"scoring", "models", "data", "metrics"},
+    {"scoring", "models", "data", "metrics", "rewards", "rollouts"},
     {"module"},
     {"run"},
     {"callbacks", "reports", "sweep"},

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 
-from prefopt.data.loader import Plan, micro_batches
+from prefopt.data.loader import Plan, Recorded, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.views import view
 from prefopt.errors import RequestError
@@ -99,7 +99,8 @@ def test_intervals_are_optimiser_steps(micro):
     module = PreferenceModule(
         module.objective, module.policy, module.reference, partial(torch.optim.SGD, lr=1.0), partial(linear, warmup=0.5)
     )
-    data = PreferenceData(view("pairs", toy_examples(20)), Plan(20, 8, 4, seed=0), micro, toy_examples(4, seed=9), 4)
+    source = Recorded(view("pairs", toy_examples(20)), Plan(20, 8, 4, seed=0))
+    data = PreferenceData(source, micro, toy_examples(4, seed=9), val_batch=4)
     accumulate = micro_batches(8, micro, 1)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -120,7 +121,7 @@ def test_intervals_are_optimiser_steps(micro):
 def test_clipping_holds():
     module = toy_module(create("ipo"))
     before = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
-    data = PreferenceData(view("pairs", toy_examples(8)), Plan(8, 8, 1, seed=0), 2, [], 4)
+    data = PreferenceData(Recorded(view("pairs", toy_examples(8)), Plan(8, 8, 1, seed=0)), 2)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, max_steps=1, accumulate_grad_batches=4, gradient_clip_val=1e-3, **QUIET
     )

@@ -19,10 +19,11 @@ from prefopt.data.prompts import Prompt, read_prompts
 from prefopt.errors import INTERRUPTED, OK, WRONG, RequestError
 from prefopt.jobs.assemble import build_module, prepare_parts
 from prefopt.jobs.chat import Shown
-from prefopt.jobs.judging import judge_runs, judged
+from prefopt.jobs.judging import judge_runs
 from prefopt.jobs.loading import open_judge, open_model, open_run
 from prefopt.jobs.sample import Reply, open_speaker
 from prefopt.reports.compare.runs import read_runs
+from prefopt.rewards.model import judged
 from prefopt.run import finished_run
 from prefopt.settings import SampleSettings
 from tests.models.saved import pairs_file, saved_model, tokenizer, trained
@@ -174,7 +175,7 @@ def test_training_stops_at_the_end_of_turn_too(made, tmp_path):
     asked = ["model=hf", f"model.name={made.chats}", "data=jsonl", f"data.train={pairs_file(tmp_path, 96)}", *folders]
     request = compose_request(asked)
     parts = prepare_parts(request)
-    assert parts.view.examples[0].completions[0][-1] == made.end
+    assert parts.dataset.train[0].completions[0][-1] == made.end
     module = build_module(request, parts.base)
     assert made.end in parts.renderer.end_ids == module.policy.end_ids
     with module.base.policy(torch.device("cpu")) as base:

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from prefopt.callbacks.selfcheck import SelfCheck, _close
 from prefopt.callbacks.steps import Steps
-from prefopt.data.loader import Plan, StepLoader
+from prefopt.data.loader import Plan, Recorded, StepLoader
 from prefopt.data.views import view
 from prefopt.errors import RequestError
 from prefopt.models.policy import Policy
@@ -24,6 +24,10 @@ from prefopt.schedules import constant
 from tests.toy import toy_examples, toy_model
 
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
+
+
+def steps_of(folder) -> Steps:
+    return Steps(folder / "metrics.csv", Recorded(view("pairs", toy_examples(12)), Plan(12, 6, 2, seed=0)))
 
 
 def fit(module: PreferenceModule, rows: int = 12, *callbacks: L.Callback, **options) -> L.Trainer:
@@ -39,7 +43,7 @@ def fit(module: PreferenceModule, rows: int = 12, *callbacks: L.Callback, **opti
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(module, StepLoader(shown, Plan(rows, 6, 2, seed=0), 6))
+    trainer.fit(module, StepLoader(Recorded(shown, Plan(rows, 6, 2, seed=0)), 6))
     return trainer
 
 
@@ -67,7 +71,7 @@ def overflowing(then: float = 2.0**7) -> MixedPrecision:
 
 
 def test_a_step_that_overflows_is_skipped_and_written_down(tmp_path):
-    fit(module(), 12, Steps(tmp_path / "metrics.csv", Plan(12, 6, 2, seed=0)), plugins=[overflowing()])
+    fit(module(), 12, steps_of(tmp_path), plugins=[overflowing()])
     with (tmp_path / "metrics.csv").open(newline="") as stream:
         norms = [float(row["grad_norm"]) for row in csv.DictReader(stream)]
     assert [math.isfinite(norm) for norm in norms] == [False, True]
@@ -83,7 +87,7 @@ def test_gradients_that_no_scaler_spoilt_end_a_run(tmp_path, plugins):
     made = module()
     made.policy.model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(FloatingPointError, match="the gradient's norm nan"):
-        fit(made, 12, Steps(tmp_path / "metrics.csv", Plan(12, 6, 2, seed=0)), plugins=plugins)
+        fit(made, 12, steps_of(tmp_path), plugins=plugins)
 
 
 def test_nothing_trains():
@@ -135,7 +139,7 @@ def test_modes_and_first_losses():
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(made, StepLoader(shown, Plan(12, 6, 2, seed=0), 6))
+    trainer.fit(made, StepLoader(Recorded(shown, Plan(12, 6, 2, seed=0)), 6))
     assert [training for training, _ in seen] == [True, True]
     assert seen[0][1] == pytest.approx(math.log(2), abs=1e-6)
     assert seen[1][1] != pytest.approx(math.log(2), abs=1e-6)

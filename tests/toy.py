@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
@@ -12,13 +13,17 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
 from prefopt.data.examples import Encoded, Example
-from prefopt.data.loader import Plan, micro_batches
+from prefopt.data.loader import Plan, Recorded, Source, micro_batches
 from prefopt.data.module import PreferenceData
 from prefopt.data.views import view
 from prefopt.models.policy import Policy
 from prefopt.models.reference import FrozenCopy
 from prefopt.module import PreferenceModule
 from prefopt.objectives import Objective
+from prefopt.rewards import Judged
+from prefopt.rewards.base import Stateless
+from prefopt.rollouts import RolloutPlan, Rollouts
+from prefopt.rollouts.source import Speaking
 from prefopt.schedules import constant
 
 VOCAB = 23
@@ -87,6 +92,32 @@ def toy_module(objective: Objective, dtype: torch.dtype = torch.float64, lr: flo
     return PreferenceModule(objective, policy, reference, partial(torch.optim.SGD, lr=lr), constant)
 
 
+def toy_sampler(policy: Policy, prompts: list[torch.Tensor], generator: torch.Generator) -> list[torch.Tensor]:
+    """Answers that depend on the prompt and on which of three it is, and on nothing else; every fifth is cut."""
+    found = []
+    for i, prompt in enumerate(prompts):
+        rng = np.random.default_rng([*prompt.tolist(), i % 3])
+        ids = rng.integers(3, VOCAB, size=rng.integers(1, 7)).tolist()
+        found.append(torch.tensor(ids if rng.random() < 0.2 else [*ids, 2]))
+    return found
+
+
+class ToyJudge(Stateless):
+    """Likes large ids."""
+
+    def __call__(self, answers) -> Judged:
+        return Judged(np.array([float(answer.ids.double().mean()) / 10 for answer in answers]), {})
+
+
+def toy_rollouts(
+    objective: Objective, rows: int, batch_size: int, steps: int, micro_batch_size: int | None = None, **changes
+) -> Rollouts:
+    """Three answers to every prompt; two passes over collections of nearly all rows."""
+    plan = RolloutPlan(rows, batch_size, steps, 3, prompts=rows - 2, passes=2)
+    speaking = Speaking(3, "best_worst", toy_sampler, ToyJudge(), lambda ids: " ".join(map(str, ids)))
+    return Rollouts(toy_examples(rows), plan, replace(speaking, **changes), micro_batch_size)
+
+
 def train_toy(
     objective: Objective,
     rows: int = 22,
@@ -96,18 +127,21 @@ def train_toy(
     lr: float = 0.1,
     world: int = 1,
     callbacks: tuple[L.Callback, ...] = (),
+    source: Source | None = None,
 ) -> PreferenceModule:
     """Some SGD steps in float64 through the Trainer, the last step partial unless batch_size divides rows."""
     keep_rmsnorm_exact()
     module = toy_module(objective, lr=lr)
-    shown = view(objective.needs.data, toy_examples(rows))
-    data = PreferenceData(shown, Plan(rows, batch_size, steps, seed=3), micro_batch_size, [], 8)
+    if source is None:
+        shown = view(objective.needs.data, toy_examples(rows))
+        source = Recorded(shown, Plan(rows, batch_size, steps, seed=3))
+    data = PreferenceData(source, micro_batch_size)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=world,
         strategy="ddp" if world > 1 else "auto",
         max_epochs=1,
-        max_steps=steps,
+        max_steps=source.plan.steps,
         accumulate_grad_batches=micro_batches(batch_size, micro_batch_size, world),
         callbacks=list(callbacks),
         logger=False,

@@ -43,7 +43,8 @@ class Checkpoints(L.Callback):
         if trainer.world_size > 1:  # a signal may have reached one rank alone
             self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
         due = self.every is not None and trainer.global_step % self.every == 0
-        if due or self.interrupted or trainer.global_step == trainer.max_steps:
+        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if due or self.interrupted or ends:
             self.save(trainer)
         if self.interrupted:
             trainer.should_stop = True

@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from prefopt.data.loader import Plan
+from prefopt.data.loader import Source
 from prefopt.files import replacing
 from prefopt.module import PreferenceModule
 from prefopt.records import Batch
@@ -45,8 +45,8 @@ class Steps(L.Callback):
     survives a resume.
     """
 
-    def __init__(self, path: Path, plan: Plan) -> None:
-        self.path, self.plan = path, plan
+    def __init__(self, path: Path, source: Source) -> None:
+        self.path, self.source, self.plan = path, source, source.plan
         self.seconds = 0.0
         self.tokens = 0
         self.peak_memory: int | None = None
@@ -128,10 +128,11 @@ class Steps(L.Callback):
         step = trainer.global_step
         row = {
             "step": step,
-            "epoch": self.plan.examples(step) / self.plan.rows,
+            "epoch": self.plan.epochs(step),
             "loss": sum(value for name, value in seen.items() if name.startswith("loss_")),
             **seen,
             **{name: float(value) for name, value in module.statistics.items()},
+            **self.source.measures,
             "learning_rate": self._rate,
             "grad_norm": self._grad_norm,
             "examples": self.plan.examples(step),

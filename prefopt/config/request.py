@@ -25,7 +25,7 @@ from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError, first_l
 from prefopt.files import check_can_be_made
 from prefopt.models.files import check_local, need_bitsandbytes
 from prefopt.progress import is_main_process
-from prefopt.run import Finished, check_run_folder
+from prefopt.run import Finished, check_run_folder, judging_run
 from prefopt.settings import Settings, TrainerSettings
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 Keys = TypeVar("Keys")
 BUILT = ("loss", "optimizer", "schedule", "strategy")
-SECTIONS = ("model", "data", "trainer", "evaluation", "seed", "run_dir", "cache_dir", "debug")
+SECTIONS = (
+    *("model", "data", "source", "reward", "guards", "trainer", "evaluation"),
+    *("seed", "run_dir", "cache_dir", "debug"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,18 @@ class Request:
     schedule: Callable[[int, int], float]
     strategy: str
     plain: dict[str, Any]
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the policy's own answers train."""
+        return speaks_live(self.settings, self.objective)
+
+
+def speaks_live(settings: Settings, objective: Objective) -> bool:
+    from prefopt.data.views import RECORDED
+
+    kind = settings.source.kind
+    return kind == "rollouts" or (kind == "auto" and objective.needs.data not in RECORDED)
 
 
 def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
@@ -123,6 +138,7 @@ def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = No
 
     _check_devices(settings.trainer)
     objective = build_objective(cfg, settings.data.soft)
+    _check_source(settings, origin, objective)
     preset = (HydraConfig.get().runtime.choices if choices is None else choices).get("preset")
     if preset and not preset.startswith(f"{objective.name}_"):
         raise RequestError(f"preset={preset} is not for loss={objective.name}; name the loss before the underscore")
@@ -184,8 +200,40 @@ def _check_places(settings: Settings, plain: dict[str, Any]) -> None:
     for key, name in (("model.name", model.name), ("model.reference_name", model.reference_name)):
         if name:
             check_local(name, key)
+    for key, name in settings.reward.models():
+        if judging_run(name, key) is None:
+            check_local(name, key)
     if model.quant is not None:
         need_bitsandbytes()
+
+
+def _check_source(settings: Settings, origin: Origin, objective: Objective) -> None:
+    """Whether the loss can learn from who speaks."""
+    from prefopt.data.views import RECORDED, check_view
+
+    source, data, needs = settings.source, settings.data, objective.needs
+    if not speaks_live(settings, objective):
+        if needs.data not in RECORDED:
+            raise RequestError(
+                f"source=recorded: loss={objective.name} learns from its own answers; take source=rollouts"
+            )
+        return check_view(needs.data, origin.kinds())
+    if "lm" not in needs.heads:
+        raise RequestError(f"source=rollouts: loss={objective.name} trains nothing that answers; take source=recorded")
+    least = 2 if needs.data in RECORDED else needs.answers
+    if source.samples < least:
+        raise RequestError(
+            f"source.samples must be at least {least}: loss={objective.name} compares a prompt's answers"
+        )
+    if settings.reward.kind == "gold" and data.world is None:
+        raise RequestError("reward=gold is known in the controlled world only; take reward=model reward.name=RUN")
+    if data.batch_tokens is not None:
+        raise RequestError("data.batch_tokens must be null with source=rollouts: how long answers get is not known")
+    if source.prompts is not None and source.prompts < data.batch_size:
+        raise RequestError(f"source.prompts must be at least data.batch_size={data.batch_size}; got {source.prompts}")
+    if source.kl_target is not None and (needs.data in RECORDED or not getattr(objective, "beta", 0)):
+        raise RequestError("source.kl_target: this loss has no KL coefficient loss.beta above 0 that could follow it")
+    return None
 
 
 def _check_devices(trainer: TrainerSettings) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
+import lightning as L
 import torch
 
 from prefopt.data.views import View
@@ -48,6 +50,10 @@ class Plan:
         """Examples seen in the first `steps` steps."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
         return epochs * self.rows + min(rest * self.batch_size, self.rows)
+
+    def epochs(self, steps: int) -> float:
+        """Passes over the rows in the first `steps` steps."""
+        return self.examples(steps) / self.rows
 
     def order_hash(self, steps: int) -> str:
         """sha256 of the row numbers of the first `steps` steps."""
@@ -123,6 +129,51 @@ def micro_batches(batch_size: int, micro_batch_size: int | None, world: int) -> 
     return -(-batch_size // ((micro_batch_size or share(batch_size, world)) * world))
 
 
+class Shown(Protocol):
+    """Rows that can be shown as one kind of data, see `views.View`."""
+
+    def batch(self, rows: Sequence[int], filler: bool = False) -> Batch: ...
+
+
+class Source:
+    """Who speaks in training: what every optimiser step learns from.
+
+    plan: how many steps there are, and of how many examples. measures: what it has to tell of itself at every step,
+    always the same names. sampling_seconds: that this rank has sampled so far; None where nothing is.
+    """
+
+    plan: Plan
+    measures: Mapping[str, float] = {}
+    sampling_seconds: float | None = None
+
+    def attach(self, trainer: L.Trainer) -> None:
+        """Called before the first step, with whom it speaks for."""
+
+    def step(self, number: int) -> tuple[Shown, list[int]]:
+        """What step `number` shows, and which of its rows, over all ranks. Steps are asked for in their order."""
+        raise NotImplementedError
+
+    def made(self) -> dict[str, float]:
+        """What was made for training, and what the last of it showed."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the plan."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Recorded(Source):
+    """The completions of the data, by the order of the run."""
+
+    def __init__(self, view: View, plan: Plan) -> None:
+        self.view, self.plan = view, plan
+
+    def step(self, number: int) -> tuple[View, list[int]]:
+        return self.view, self.plan.step(number)
+
+
 class StepLoader:
     """Micro-batches of one rank, each with the counts of its whole step.
 
@@ -132,34 +183,39 @@ class StepLoader:
     """
 
     def __init__(
-        self, view: View, plan: Plan, micro_batch_size: int | None, rank: int = 0, world: int = 1, start: int = 0
+        self, source: Source, micro_batch_size: int | None, rank: int = 0, world: int = 1, start: int = 0
     ) -> None:
-        self.view, self.plan, self.rank, self.world, self.start = view, plan, rank, world, start
-        self.micro_batch_size = micro_batch_size or share(plan.batch_size, world)
+        self.source, self.rank, self.world, self.start = source, rank, world, start
+        self.micro_batch_size = micro_batch_size or share(source.plan.batch_size, world)
 
     @property
     def micro_batches(self) -> int:
         """Per optimiser step and rank."""
-        return micro_batches(self.plan.batch_size, self.micro_batch_size, self.world)
+        return micro_batches(self.source.plan.batch_size, self.micro_batch_size, self.world)
 
     def __len__(self) -> int:
-        return self.plan.steps * self.micro_batches
+        return self.source.plan.steps * self.micro_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for number in range(self.start, self.plan.steps):
+        for number in range(self.start, self.source.plan.steps):
             yield from self.step(number)
 
     def step(self, number: int) -> list[Batch]:
         """This rank's micro-batches of a step; the first one carries the others for the step's statistics."""
-        rows = self.plan.step(number)
-        whole = self.view.batch(rows)
+        shown, rows = self.source.step(number)
+        whole = shown.batch(rows)
         counts = whole.units()
-        mine = rows[self.rank :: self.world]
-        chunks = [mine[i : i + self.micro_batch_size] for i in range(0, len(mine), self.micro_batch_size)]
-        batches = [whole if chunk == rows else self.view.batch(chunk) for chunk in chunks]
-        batches += [self.view.batch(rows[:1], filler=True)] * (self.micro_batches - len(batches))
+        chunks = chunked(rows, self.rank, self.world, self.micro_batch_size)
+        batches = [whole if chunk == rows else shown.batch(chunk) for chunk in chunks]
+        batches += [shown.batch(rows[:1], filler=True)] * (self.micro_batches - len(batches))
         batches = [replace(batch, counts=counts) for batch in batches]
         return [replace(batches[0], siblings=tuple(batches[1:])), *batches[1:]]
+
+
+def chunked(rows: list[int], rank: int, world: int, size: int) -> list[list[int]]:
+    """A step's rows as the micro-batches of one rank."""
+    mine = rows[rank::world]
+    return [mine[i : i + size] for i in range(0, len(mine), size)]
 
 
 class ByLength:

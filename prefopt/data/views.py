@@ -58,8 +58,8 @@ class View:
 
 def check_view(data: str, there: Collection[str] | None = None) -> None:
     """Refuse what no recorded example can be shown as, before anything is read or fitted. there: what these can."""
-    if data not in _BUILD:
-        raise RequestError(f"recorded examples are {', '.join(_BUILD)}; this loss needs {data}, which is not built yet")
+    if data not in RECORDED:
+        raise RequestError(f"recorded examples are {', '.join(RECORDED)}; this loss needs {data}")
     if there is not None and data not in there:
         found = ", ".join(sorted(there))
         raise RequestError(f"this loss needs {_WANTED[data]}, and data.train has none; it can be read as {found}")
@@ -129,6 +129,7 @@ def _labels(view: View, chosen: list[int]) -> tuple[list[int], Places]:
 
 
 _BUILD = {"demonstrations": _demonstrations, "pairs": _pairs, "labels": _labels}
+RECORDED = tuple(_BUILD)
 _WANTED = {
     "demonstrations": "completions judged good",
     "pairs": "pairs (chosen and rejected)",

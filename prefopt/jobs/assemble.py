@@ -11,25 +11,29 @@ import torch
 import transformers
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from prefopt.callbacks.guards import Guards
 from prefopt.callbacks.remember import RememberReference, Wanted
 from prefopt.callbacks.steps import Steps
 from prefopt.callbacks.sync import SyncReference
 from prefopt.config import Request
 from prefopt.data.audit import in_words, warnings
-from prefopt.data.loader import ByLength, Plan, TokenPlan, micro_batches
+from prefopt.data.loader import ByLength, Plan, Recorded, Source, TokenPlan, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.origins import Origin, Write
 from prefopt.data.prepare import Dataset, Recipe, prepared
 from prefopt.data.render import Renderer
-from prefopt.data.views import View, view
+from prefopt.data.views import view
 from prefopt.errors import RequestError
 from prefopt.jobs.fit import fitted_base
 from prefopt.jobs.precision import device_type
+from prefopt.jobs.rollouts import build_rollouts
 from prefopt.models.base import Base
 from prefopt.models.build import build_policy, build_references, load_base, with_settings
 from prefopt.models.reference import Snapshot
 from prefopt.module import PreferenceModule
 from prefopt.progress import say
+from prefopt.rollouts import Rollouts
+from prefopt.run import RunFolder
 from prefopt.schedules import steps_of
 from prefopt.scoring import ReferenceStore, generate
 from prefopt.scoring.store import VERSION
@@ -43,27 +47,32 @@ class Parts:
     dataset: Dataset
     base: Base
     renderer: Renderer
-    view: View
-    plan: Plan
+    source: Source
+
+    @property
+    def plan(self) -> Plan:
+        return self.source.plan
 
 
 def prepare_parts(request: Request) -> Parts:
     base, renderer, dataset = prepare_data(request)
     tell(dataset)
     needs = request.objective.needs
-    shown = view(needs.data, dataset.train, needs.columns)
     for held_out in (dataset.val, dataset.test):  # what cannot be evaluated is refused before it is trained
         held_out_loaders(held_out, needs.data, needs.columns, 1)
-    return Parts(dataset, base, renderer, shown, plan_of(request, shown))
+    source = build_rollouts(request, base, renderer, dataset) if request.on_policy else recorded(request, dataset)
+    return Parts(dataset, base, renderer, source)
 
 
-def plan_of(request: Request, shown: View) -> Plan:
-    data, trainer = request.settings.data, request.settings.trainer
+def recorded(request: Request, dataset: Dataset) -> Recorded:
+    """The rows as the objective reads them, in the order of the run."""
+    needs, data, trainer = request.objective.needs, request.settings.data, request.settings.trainer
+    shown = view(needs.data, dataset.train, needs.columns)
     run = (data.batch_size, trainer.max_steps, trainer.max_epochs, request.settings.seed)
     if data.batch_tokens is None:
-        return Plan.of(len(shown), *run)
+        return Recorded(shown, Plan.of(len(shown), *run))
     lengths = [shown.examples[row].tokens for row in shown.rows]
-    return TokenPlan.by_tokens(lengths, data.batch_tokens, *run)
+    return Recorded(shown, TokenPlan.by_tokens(lengths, data.batch_tokens, *run))
 
 
 def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
@@ -133,7 +142,9 @@ def build_memory(request: Request, parts: Parts, module: PreferenceModule, clock
     settings, needs = request.settings, request.objective.needs
     if not settings.model.reference_store or "lm" not in needs.heads:
         return []
-    train = [ByLength(parts.view, parts.plan.rows_seen())] if needs.reference else []
+    train = []
+    if isinstance(parts.source, Recorded) and needs.reference:  # nobody knows yet what a policy will say
+        train = [ByLength(parts.source.view, parts.plan.rows_seen())]
     splits = (parts.dataset.val, parts.dataset.test)
     loaders = [loader for split in splits for loader in held_out_loaders(split, needs.data, needs.columns, 1)]
     held_out = [ByLength(loader.view, range(len(loader.view))) for loader in loaders]
@@ -160,10 +171,19 @@ def build_sync(request: Request, module: PreferenceModule) -> list[L.Callback]:
     return [SyncReference(module.reference, model.sync_every, model.sync_mix)]
 
 
+def build_guards(request: Request, parts: Parts, run: RunFolder) -> list[Guards]:
+    """Who watches a policy that learns from its own answers."""
+    if not isinstance(parts.source, Rollouts):
+        return []
+    return [Guards(parts.source, request.settings.guards, lambda alarms: run.save(health=alarms))]
+
+
 def build_data(request: Request, parts: Parts) -> PreferenceData:
     settings = request.settings
     val = parts.dataset.val if settings.trainer.val_every else []
-    return PreferenceData(parts.view, parts.plan, settings.data.micro_batch_size, val, settings.evaluation.batch_size)
+    needs = request.objective.needs
+    own = (needs.data, needs.columns, settings.evaluation.batch_size)
+    return PreferenceData(parts.source, settings.data.micro_batch_size, val, *own)
 
 
 def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:

@@ -11,7 +11,7 @@ import torch
 
 from prefopt.callbacks.progress import Progress
 from prefopt.data.examples import Example
-from prefopt.data.loader import Plan, StepLoader
+from prefopt.data.loader import Plan, Recorded, StepLoader
 from prefopt.data.render import Renderer
 from prefopt.data.views import view
 from prefopt.files import cached_folder
@@ -67,6 +67,6 @@ def _fit(settings: TinySettings, demonstrations: list[Example], folder: Path) ->
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    trainer.fit(module, StepLoader(shown, plan, batch_size))
+    trainer.fit(module, StepLoader(Recorded(shown, plan), batch_size))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

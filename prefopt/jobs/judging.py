@@ -1,4 +1,4 @@
-"""What a reward model says of answers: of some to one prompt, and of all that runs have sampled."""
+"""What a reward model says of all answers that runs have sampled."""
 
 from __future__ import annotations
 
@@ -8,34 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from prefopt.data.examples import Text
 from prefopt.errors import RequestError
-from prefopt.jobs.loading import Judge, open_judge, quieten
+from prefopt.jobs.loading import open_judge, quieten
 from prefopt.progress import track
 from prefopt.reports.compare.runs import Run, Worth
-
-
-def judged(judge: Judge, prompt: Text, texts: list[str], source: str = "") -> list[float]:
-    """The reward of every answer, rendered anew for the reward model, as if each had ended where it was cut. nan where
-    it cannot be read: an answer that writes the marks of a chat template, or is too long for the model. source: where
-    the prompt stands, for a RequestError where that itself cannot be read."""
-    renderer, policy = judge.renderer, judge.model.policy
-    asked = torch.from_numpy(renderer.prompt(prompt, source))
-    room = getattr(policy.config, "max_position_embeddings", None)
-    said: dict[int, Tensor] = {}
-    for i, text in enumerate(texts):
-        try:
-            ids = torch.from_numpy(renderer.completion(prompt, text, source))
-        except RequestError:
-            continue
-        ids = ids if len(ids) else torch.tensor(renderer.end_ids[:1])  # nothing, and that it is all
-        if room is None or len(asked) + len(ids) <= room:
-            said[i] = ids
-    rewards = judge.model([asked.to(policy.device)] * len(said), [ids.to(policy.device) for ids in said.values()])
-    found = dict(zip(said, rewards.tolist(), strict=True)) if said else {}
-    return [found.get(i, math.nan) for i in range(len(texts))]
+from prefopt.rewards.model import judged
 
 
 def judge_runs(runs: Sequence[Run], name: str) -> tuple[list[Run], str]:

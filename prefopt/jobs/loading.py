@@ -18,7 +18,8 @@ from prefopt.models.base import Base
 from prefopt.models.build import load_base
 from prefopt.models.files import expanded, is_adapter, is_classifier, looks_like_path
 from prefopt.models.policy import Policy
-from prefopt.models.reward import RewardModel, load_reward
+from prefopt.models.reward import load_reward
+from prefopt.rewards.model import Judge
 from prefopt.run import Finished, judging_run, run_of_model
 from prefopt.settings import Settings
 
@@ -39,14 +40,6 @@ class Opened:
         policy = self.base.policy().eval()
         policy.end_ids = self.renderer.end_ids
         return policy
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A reward model and how it reads text: with its own tokenizer and template."""
-
-    model: RewardModel
-    renderer: Renderer
 
 
 def open_run(run: Finished, base: str | None = None, dtype: str | None = None, chat: bool | None = None) -> Opened:

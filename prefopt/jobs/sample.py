@@ -15,9 +15,9 @@ from prefopt.data.prompts import Prompt
 from prefopt.data.render import Renderer
 from prefopt.errors import OK, RequestError
 from prefopt.files import write_lines
-from prefopt.jobs.judging import judged
-from prefopt.jobs.loading import Judge, Opened, open_judge, open_model, open_run, quieten
+from prefopt.jobs.loading import Opened, open_judge, open_model, open_run, quieten
 from prefopt.models.policy import Policy
+from prefopt.rewards.model import Judge, judged
 from prefopt.run import Finished
 from prefopt.scoring import generate
 from prefopt.settings import SampleSettings

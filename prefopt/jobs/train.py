@@ -21,6 +21,7 @@ from prefopt.files import replacing_folder, write_lines
 from prefopt.jobs.assemble import (
     Parts,
     build_data,
+    build_guards,
     build_memory,
     build_module,
     build_sync,
@@ -108,11 +109,13 @@ def _run(request: Request, run: RunFolder) -> bool:
     module = build_module(request, parts.base)
     resume = run.checkpoint if run.checkpoint.is_file() else None
     _identify(run, request, parts, module)
-    clock = Steps(run.metrics, parts.plan)
+    clock = Steps(run.metrics, parts.source)
     every = settings.trainer.checkpoint_every
     checkpoints = Checkpoints(run.checkpoint, steps_of(every, parts.plan.steps) if every else None, clock, run.resumed)
     watching = [Progress(f"training {objective.name}"), SelfCheck(clock.paused), clock]
-    callbacks = [*watching, *build_memory(request, parts, module, clock), *build_sync(request, module), checkpoints]
+    guards = build_guards(request, parts, run)
+    moving = [*build_memory(request, parts, module, clock), *build_sync(request, module)]
+    callbacks = [*watching, *moving, *guards, checkpoints]
     if settings.trainer.val_every:
         callbacks.append(Validation(run.path / "validation.jsonl", parts.dataset.val))
     trainer = build_trainer(request, run.path, parts.plan, callbacks)
@@ -120,9 +123,10 @@ def _run(request: Request, run: RunFolder) -> bool:
         raise RequestError(f"trainer.devices={settings.trainer.devices}, but there are {trainer.world_size} processes")
     torch.manual_seed(settings.seed)
     trainer.fit(module, datamodule=build_data(request, parts), ckpt_path=resume, weights_only=True)
-    if checkpoints.interrupted or trainer.global_step < parts.plan.steps:
+    stopped = any(guard.ends for guard in guards)
+    if checkpoints.interrupted or (trainer.global_step < parts.plan.steps and not stopped):
         return False
-    _finish(request, run, parts, module, trainer, clock)
+    _finish(request, run, parts, module, trainer, clock, "stopped" if stopped else "finished")
     return True
 
 
@@ -147,7 +151,13 @@ def _identify(run: RunFolder, request: Request, parts: Parts, module: Preference
 
 
 def _finish(
-    request: Request, run: RunFolder, parts: Parts, module: PreferenceModule, trainer: L.Trainer, clock: Steps
+    request: Request,
+    run: RunFolder,
+    parts: Parts,
+    module: PreferenceModule,
+    trainer: L.Trainer,
+    clock: Steps,
+    status: str,
 ) -> None:
     """Evaluate, save, summarise."""
     settings, dataset, steps = request.settings, parts.dataset, trainer.global_step
@@ -169,7 +179,7 @@ def _finish(
         write_lines(run.path / "samples.jsonl", sample_rows(answers))
     _save_model(run.path / "model", parts, module)
     run.save(
-        status="finished",
+        status=status,
         steps=steps,
         examples=examples,
         tokens=clock.tokens,
@@ -179,6 +189,8 @@ def _finish(
         peak_memory_bytes=clock.peak_memory or peak_memory_bytes(),
         model_hash=model_hash,
         row_order_hash=parts.plan.order_hash(steps),
+        rollouts=parts.source.made() or None,
+        sampling_seconds=parts.source.sampling_seconds,
         val=val.measures,
         test=test.measures,
         **compared(test, dataset, answers),

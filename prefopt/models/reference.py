@@ -34,7 +34,9 @@ class Reference(Protocol):
 
 @torch.no_grad()
 def reference_logps(reference: Reference, batch: Batch) -> Tensor:
-    """[N, T] nats: log-probs of the batch's completions under the reference."""
+    """[N, T] nats: log-probs of the batch's completions under the reference. Rollouts bring them along."""
+    if "ref_logps" in batch.columns:
+        return batch.columns["ref_logps"]
     known = reference.store.logps(batch) if reference.store is not None else None
     if known is not None:
         return known

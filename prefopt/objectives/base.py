@@ -26,8 +26,9 @@ class Needs:
 
     data: which view of the examples; reference: whether `ref_logps` are read; heads: lm gives `logps`, scalar gives
     `rewards`, value gives `values`; tokens: further per-token columns of the same pass, with gradient ("entropy");
-    prompt: columns `prompt_logp` and `prompt_tokens` [N]; whole_step: a step's rows may not be split; columns: what it
-    reads of the data where there is any, "margin" [pairs] and "target" [pairs], the probability that chosen is better.
+    prompt: columns `prompt_logp` and `prompt_tokens` [N]; whole_step: a step's rows may not be split; answers: of
+    rollouts, how many to a prompt it compares at least; columns: what it reads of the data where there is any, "margin"
+    [pairs] and "target" [pairs], the probability that chosen is better.
     """
 
     data: str
@@ -36,6 +37,7 @@ class Needs:
     tokens: frozenset[str] = frozenset()
     prompt: bool = False
     whole_step: bool = False
+    answers: int = 1
     columns: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

@@ -4,73 +4,59 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from prefopt.credit import group_relative
-from prefopt.objectives.base import Needs, Objective, Term
+from prefopt.objectives.base import Needs, Term
 from prefopt.objectives.registry import register
-from prefopt.objectives.surrogate import clipped_surrogate, kl_estimate
+from prefopt.objectives.surrogate import PolicyGradient, clip_fraction, clipped_surrogate, log_ratio, mean_term
 from prefopt.records import Columns, Scores
 
 
 @register("grpo")
 @dataclass(frozen=True, kw_only=True)
-class GRPO(Objective):
+class GRPO(PolicyGradient):
     """Clipped surrogate + β · KL(π ‖ π_ref), without a critic.
 
-    beta: coefficient of the KL in the loss (published: 0 to 0.1; 0 needs no reference). kl: k3 (default, the paper's)
-    or k2; k1 is refused, for in expectation it has no gradient. (k2's gradient is that of KL(π ‖ π_ref), k3's that of
-    KL(π_ref ‖ π); both lead to the reference.) clip, clip_high: radii below and above 1, equal unless set
+    beta: coefficient of the KL (published: 0 to 0.1; 0 needs no reference), kl and kl_in its estimator and place: k3 in
+    the loss (default, the paper's), see `PolicyGradient`. clip, clip_high: radii below and above 1, equal unless set
     (DAPO, https://arxiv.org/abs/2503.14476: 0.2 and 0.28). normalize: divide advantages by the group's std.
-    average: tokens (default; every token of the step weighs the same, DAPO and TRL) or sequences (the paper's mean of
-    per-answer means, under which a long wrong answer is punished less per token). Reward: β · log-ratio (log-prob when
-    β is 0).
+    average: tokens (default; every token of the step weighs the same, DAPO and TRL), sequences (the paper's mean of
+    per-answer means, under which a long wrong answer is punished less per token) or sums (the mean over answers of each
+    answer's sum, Dr. GRPO, https://arxiv.org/abs/2503.20783, up to the constant length by which its code divides; the
+    gradient is an answer's length larger than that of the other two). Reward: β · log-ratio (log-prob when β is 0).
     """
 
-    needs: ClassVar[Needs] = Needs(data="rollouts", reference=True)
+    needs: ClassVar[Needs] = Needs(data="rollouts", reference=True, answers=2)
     beta_range: ClassVar = (0.0, 0.1)
     beta: float = 0.04
+    kl: str = "k3"
+    kl_in: str = "loss"
     clip: float = 0.2
     clip_high: float | None = None
-    kl: str = "k3"
     normalize: bool = True
     average: str = "tokens"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("beta", at_least=0)
         self.check("clip", above=0)
         if self.clip_high is not None:
             self.check("clip_high", above=0)
-        self.check("kl", among=("k2", "k3"))
-        self.check("average", among=("tokens", "sequences"))
-        self.refine(reference=self.beta > 0)
+        self.check("average", among=("tokens", "sequences", "sums"))
 
     def terms(self, scores: Scores, statistics: Mapping[str, Tensor]) -> tuple[Term, ...]:
-        ratio = (scores.logps - scores.columns["old_logps"]).exp()
-        high = self.clip if self.clip_high is None else self.clip_high
-        surrogate = clipped_surrogate(ratio, scores.columns["advantages"], self.clip, high)
-        terms = [self._term("surrogate", scores, surrogate)]
-        if self.beta:
-            kl = kl_estimate(scores.logps, scores.ref_logps, self.kl)
-            terms.append(self._term("kl", scores, kl, self.beta))
-        return tuple(terms)
-
-    def reward(self, scores: Scores) -> Tensor:
-        return self.beta * scores.logratio if self.beta else scores.logp
+        surrogate = clipped_surrogate(log_ratio(scores).exp(), scores.columns["advantages"], *self._radii)
+        policy = mean_term("surrogate", scores, scores.total(surrogate), self.average)
+        return (policy, *self.kl_terms(scores, self.average))
 
     def credit(self, scores: Scores, reward: Tensor) -> Columns:
         """The group-relative reward on every token. The rows of a prompt stand together, equally many for each."""
-        _, sizes = torch.unique_consecutive(scores.columns["group"], return_counts=True)
-        if (sizes != sizes[0]).any():
-            raise ValueError(f"grpo needs equally many rows for each prompt; got {sizes.tolist()}")
-        advantages = group_relative(reward, int(sizes[0]), self.normalize)
-        return {"old_logps": scores.logps, "advantages": advantages[:, None] * scores.mask}
+        rewards = self.answer_rewards(scores, reward)
+        return self.rolled_out(scores, group_relative(rewards, self.group_size(scores), self.normalize))
 
-    def _term(self, name: str, scores: Scores, per_token: Tensor, coefficient: float = 1.0) -> Term:
-        totals = scores.total(per_token)
-        if self.average == "sequences":
-            totals = totals / scores.lengths.clamp(min=1)
-        unit = "tokens" if self.average == "tokens" else "rows"
-        return Term(name, (scores.weight * totals).sum(), unit, coefficient)
+    def diagnostics(self, scores: Scores) -> dict[str, Tensor]:
+        return super().diagnostics(scores) | {"clip_fraction": clip_fraction(scores, *self._radii)}
+
+    @property
+    def _radii(self) -> tuple[float, float]:
+        return self.clip, self.clip if self.clip_high is None else self.clip_high

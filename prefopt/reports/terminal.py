@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ def print_summary(path: Path, summary: dict[str, Any]) -> None:
     _print_measures(console, title, ("base", "after"), summary)
     rate = f"{summary['pairs_per_second']:.1f} examples/s" if summary["pairs_per_second"] else ""
     console.print(f"trained {summary['examples']} examples in {summary['train_seconds']:.1f} s ({rate})")
+    if summary["rollouts"]:
+        _print_rollouts(console, summary)
+    for alarm in summary["health"] or []:
+        console.print(Text(f"{alarm['action']}      step {alarm['step']}: {alarm['sentence']}"))
     written = ["summary.json", "metrics.csv", "val.jsonl", *(["samples.jsonl"] if summary["samples"] else [])]
     console.print(f"run folder  {path}   ({', '.join(written)}, tensorboard/)")
     console.print(f"model       {path / 'model'}   (from_pretrained)")
@@ -64,6 +69,15 @@ def _print_measures(console: Console, title: str, names: tuple[str, str], summar
     console.print(table)
     if summary["world"]:
         _print_world(console, summary)
+
+
+def _print_rollouts(console: Console, summary: dict[str, Any]) -> None:
+    found, share = summary["rollouts"], summary["sampling_seconds"] / (summary["train_seconds"] or math.inf)
+    watched = f", {found['watched']:.3f} by the judge that watches" if "watched" in found else ""
+    console.print(
+        f"sampled {found['answers']} answers, {share:.0%} of the time; the last are worth"
+        f" {found['annotation']:.3f}{watched}"
+    )
 
 
 def _print_slices(console: Console, slices: dict[str, dict[str, Any]]) -> None:

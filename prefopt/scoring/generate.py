@@ -22,28 +22,33 @@ def generate(
     prompts: list[Tensor],
     *,
     max_new_tokens: int,
+    min_new_tokens: int = 0,
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     batch_size: int = 512,
     watch: Callable[[Tensor], None] | None = None,
+    quiet: bool = False,
 ) -> list[Tensor]:
     """One answer to each prompt, the end-of-turn token included where it was reached.
 
     temperature: 0 takes the likeliest token, 1 samples the policy itself. top_p: only the likeliest tokens that hold
-    this much of the probability together. prompts: ids [p]; equal ones are read once. Prompts of similar length are
-    batched together; answers come back in the prompts' order. watch: is handed every step's tokens, one for each row
-    in hand.
+    this much of the probability together. min_new_tokens: no answer ends before. prompts: ids [p]; equal ones are read
+    once. Prompts of similar length are batched together; answers come back in the prompts' order. watch: is handed
+    every step's tokens, one for each row in hand. quiet: show no progress.
     """
+    ends = list(policy.end_ids)
 
-    def draw(logits: Tensor) -> Tensor:
+    def draw(logits: Tensor, step: int) -> Tensor:
+        if step < min_new_tokens:
+            logits[:, ends] = -torch.inf
         return _draw(logits, temperature, top_p, generator)
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[Tensor] = [prompts[0]] * len(prompts)
     starts = range(0, len(order), batch_size)
     with policy.evaluating(), _by_column(policy):
-        for start in track(starts, "sampling", len(starts)):
+        for start in starts if quiet else track(starts, "sampling", len(starts)):
             chosen = order[start : start + batch_size]
             found = _generate([prompts[i] for i in chosen], policy, max_new_tokens, draw, watch)
             for i, answer in zip(chosen, found, strict=True):
@@ -55,7 +60,7 @@ def _generate(
     prompts: list[Tensor],
     policy: Policy,
     max_new_tokens: int,
-    draw: Callable[[Tensor], Tensor],
+    draw: Callable[[Tensor, int], Tensor],
     watch: Callable[[Tensor], None] | None,
 ) -> list[Tensor]:
     ends = torch.tensor(policy.end_ids, dtype=torch.long, device=policy.device)
@@ -68,7 +73,7 @@ def _generate(
     going = torch.ones(len(prompts), dtype=torch.bool, device=policy.device)
     states = rows.start()
     for step in range(max_new_tokens):
-        ids = draw(policy.lm_head(states).float())
+        ids = draw(policy.lm_head(states).float(), step)
         tokens[live, step] = ids
         if watch is not None:
             watch(ids)

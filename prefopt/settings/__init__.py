@@ -8,6 +8,8 @@ from prefopt.settings.commands import (
     NamedReward,
     SampleSettings,
 )
+from prefopt.settings.guards import GuardSettings, GuardsSettings
+from prefopt.settings.rewards import RewardSettings
 from prefopt.settings.training import (
     ALL_LINEAR,
     AdapterSettings,
@@ -16,6 +18,7 @@ from prefopt.settings.training import (
     ModelSettings,
     QuantSettings,
     Settings,
+    SourceSettings,
     TinySettings,
     TrainerSettings,
     WorldSettings,
@@ -29,12 +32,16 @@ __all__ = [
     "EvaluateSettings",
     "EvaluationSettings",
     "ExportSettings",
+    "GuardSettings",
+    "GuardsSettings",
     "ModelSettings",
     "NamedModel",
     "NamedReward",
     "QuantSettings",
+    "RewardSettings",
     "SampleSettings",
     "Settings",
+    "SourceSettings",
     "TinySettings",
     "TrainerSettings",
     "WorldSettings",

@@ -10,6 +10,8 @@ from typing import Any
 
 from prefopt.errors import RequestError
 from prefopt.settings.checks import DTYPES, one_of, require
+from prefopt.settings.guards import GuardsSettings
+from prefopt.settings.rewards import RewardSettings
 
 ALL_LINEAR = "all-linear"
 REFERENCES = ("auto", "adapter_off", "copy", "start", "model", "none")
@@ -183,6 +185,36 @@ class DataSettings:
 
 
 @dataclass(kw_only=True)
+class SourceSettings:
+    kind: str
+    prompts: int | None
+    samples: int
+    passes: int
+    pair: str
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_p: float
+    batch_size: int
+    kl_target: float | None
+    kl_horizon: float
+    watch: str | None
+
+    def __post_init__(self) -> None:
+        one_of(self.kind, "source.kind", ("auto", "recorded", "rollouts"))
+        one_of(self.pair, "source.pair", ("best_worst", "random"))
+        for name in ("samples", "passes", "max_new_tokens", "batch_size"):
+            require(getattr(self, name) >= 1, f"source.{name}", "at least 1", getattr(self, name))
+        fits = 0 <= self.min_new_tokens <= self.max_new_tokens
+        require(fits, "source.min_new_tokens", "from 0 to source.max_new_tokens", self.min_new_tokens)
+        require(self.temperature > 0, "source.temperature", "above 0", self.temperature)
+        require(0 < self.top_p <= 1, "source.top_p", "in (0, 1]", self.top_p)
+        target = self.kl_target
+        require(target is None or target > 0, "source.kl_target", "above 0 nats, or null", target)
+        require(self.kl_horizon > 0, "source.kl_horizon", "above 0 answers", self.kl_horizon)
+
+
+@dataclass(kw_only=True)
 class TrainerSettings:
     max_steps: int | None
     max_epochs: float
@@ -228,6 +260,9 @@ class Settings:
 
     model: ModelSettings
     data: DataSettings
+    source: SourceSettings
+    reward: RewardSettings
+    guards: GuardsSettings
     trainer: TrainerSettings
     evaluation: EvaluationSettings
     seed: int

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefopt.data.examples import Encoded
-from prefopt.data.loader import HeldOutLoader, Plan, StepLoader, TokenPlan, micro_batches
+from prefopt.data.loader import HeldOutLoader, Plan, Recorded, StepLoader, TokenPlan, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.views import View, view
 from prefopt.records import Batch
@@ -145,7 +145,9 @@ class Cut(NamedTuple):
 
     def loaders(self, start: int = 0) -> list[StepLoader]:
         shown = self.view()
-        return [StepLoader(shown, self.plan, self.micro, rank, self.world, start) for rank in range(self.world)]
+        return [
+            StepLoader(Recorded(shown, self.plan), self.micro, rank, self.world, start) for rank in range(self.world)
+        ]
 
 
 plans_of_two = st.builds(Plan, st.integers(2, 17), st.integers(1, 20), st.integers(1, 5), st.integers(0, 3))
@@ -202,10 +204,10 @@ def test_a_step_by_hand():
     """Seven rows over two ranks in twos. A rank that runs out repeats the step's first row with weight 0."""
     plan, shown = Plan(7, 7, 1, 0), view("pairs", EXAMPLES[:7])
     rows = plan.step(0)
-    first, second = (StepLoader(shown, plan, 2, rank, 2).step(0) for rank in (0, 1))
+    first, second = (StepLoader(Recorded(shown, plan), 2, rank, 2).step(0) for rank in (0, 1))
     assert [b.columns["row"].tolist()[: len(b) // 2] for b in first] == [[rows[0], rows[2]], [rows[4], rows[6]]]
     assert [b.columns["row"].tolist()[: len(b) // 2] for b in second] == [[rows[1], rows[3]], [rows[5]]]
-    last = StepLoader(shown, Plan(7, 6, 2, 0), 1, 2, 3).step(1)
+    last = StepLoader(Recorded(shown, Plan(7, 6, 2, 0)), 1, 2, 3).step(1)
     assert [b.columns["row"].tolist() for b in last] == [[Plan(7, 6, 2, 0).step(1)[0]] * 2] * 2
     assert [b.columns["weight"].tolist() for b in last] == [[0.0]] * 2
 
@@ -238,7 +240,7 @@ def test_a_late_start_shows_the_tail(cut: Cut, start: int):
 def test_the_trainer_accumulates_over_what_a_step_has(batch_size: int, micro: int | None, world: int):
     plan, shown = Plan(2, batch_size, 1, 0), view("pairs", EXAMPLES[:2])
     size = micro or -(-batch_size // world)
-    loader = StepLoader(shown, plan, size, 0, world)
+    loader = StepLoader(Recorded(shown, plan), size, 0, world)
     assert loader.micro_batches == micro_batches(batch_size, micro, world) == len(loader.step(0)) == len(loader)
     assert micro is not None or loader.micro_batches == 1
 
@@ -278,14 +280,14 @@ def test_held_out_batches_are_of_what_the_view_shows():
 
 
 def module(val: list[Encoded], micro: int | None = None, **trainer: int) -> PreferenceData:
-    found = PreferenceData(view("labels", EXAMPLES), Plan(17, 8, 5, 0), micro, val, 4)
+    found = PreferenceData(Recorded(view("labels", EXAMPLES), Plan(17, 8, 5, 0)), micro, val, "labels", (), 4)
     found.trainer = SimpleNamespace(**{"global_rank": 0, "world_size": 1, "global_step": 0, **trainer})
     return found
 
 
 def test_training_goes_on_where_the_trainer_stands():
     loader = module([], micro=3, global_rank=1, world_size=2, global_step=3).train_dataloader()
-    expected = StepLoader(view("labels", EXAMPLES), Plan(17, 8, 5, 0), 3, 1, 2, 3)
+    expected = StepLoader(Recorded(view("labels", EXAMPLES), Plan(17, 8, 5, 0)), 3, 1, 2, 3)
     assert all(map(same, list(loader), list(expected)))
     assert [batch.columns["row"].tolist()[::2][:3] for batch in loader][::2] == [
         Plan(17, 8, 5, 0).step(number)[1::2][:3] for number in (3, 4)

@@ -52,7 +52,24 @@ LOSSES = [
         "loss=ipo data.soft=target", "data.soft=target: loss=ipo takes no soft target; data.soft=weight is for any"
     ),
     mistake("optimizer.lr=-1", "optimizer or schedule: Invalid learning rate: -1"),
-    mistake("loss=ppo", "this loss needs rollouts, which is not built yet"),
+    mistake(
+        "loss=bradley_terry source=rollouts",
+        "source=rollouts: loss=bradley_terry trains nothing that answers; take source=recorded",
+    ),
+    mistake("loss=rloo source.samples=1", "source.samples must be at least 2: loss=rloo compares a prompt's answers"),
+    mistake("loss=dpo source=rollouts source.samples=1", "source.samples must be at least 2: loss=dpo compares"),
+    mistake("loss=ppo data.batch_tokens=99", "data.batch_tokens must be null with source=rollouts"),
+    mistake("loss=ppo source.prompts=8", "source.prompts must be at least data.batch_size=64; got 8"),
+    mistake("loss=dpo source=rollouts source.kl_target=3", "source.kl_target: this loss has no KL coefficient"),
+    mistake("loss=ppo loss.beta=0 source.kl_target=3", "source.kl_target: this loss has no KL coefficient"),
+    mistake("loss=ppo source=rollout", "source=rollout: no such option; did you mean 'rollouts'?"),
+    mistake("loss=ppo source.min_new_tokens=99", "source.min_new_tokens must be from 0 to source.max_new_tokens"),
+    mistake("loss=ppo guards.kl.do=halt", "guards.kl.do must be one of off, warn, stop, rollback; got 'halt'"),
+    mistake("loss=ppo guards.kll.at=1", "guards.kll: no such key; did you mean 'kl'?"),
+    mistake("loss=ppo reward=modle", "reward=modle: no such option; did you mean 'model'?"),
+    mistake("loss=ppo reward=model", "reward.name must be a run, hub name or folder with reward.kind=model", real=True),
+    mistake("loss=ppo reward=model reward.name=runs/nowhere", "reward.name=runs/nowhere"),
+    mistake("loss=ppo source=recorded", "source=recorded: loss=ppo learns from its own answers; take source=rollouts"),
 ]
 DEVICES = [
     mistake("trainer.devices=2", "trainer.devices=2 needs strategy=ddp; strategy=single is one device"),

@@ -40,6 +40,11 @@ def file(name: str, content: str | bytes, *said: str):
 
 
 FILES = [
+    mistake(
+        "loss=ppo data=jsonl data.train=few.jsonl",
+        "reward=gold is known in the controlled world only; take reward=model reward.name=RUN",
+        make=pairs("few.jsonl"),
+    ),
     mistake("data=jsonl", "data.train must be a file of pairs or labels", "got None"),
     mistake(
         "data=jsonl data.train=a.jsonl",

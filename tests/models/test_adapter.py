@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 
 from prefopt.config import compose_request
-from prefopt.data.loader import Plan, StepLoader
+from prefopt.data.loader import Plan, Recorded, StepLoader
 from prefopt.data.views import view
 from prefopt.errors import RequestError
 from prefopt.models.adapter import check_adapter, lora_config, new_adapter
@@ -64,7 +64,7 @@ def three_steps(policy: Policy, reference: Reference, lr: float = 1.0) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, StepLoader(view("pairs", toy_examples(12)), Plan(12, 4, 3, seed=0), 4))
+    trainer.fit(module, StepLoader(Recorded(view("pairs", toy_examples(12)), Plan(12, 4, 3, seed=0)), 4))
     assert trainer.global_step == 3
 
 

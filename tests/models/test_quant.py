@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prefopt.config import compose_request
-from prefopt.data.loader import Plan, StepLoader
+from prefopt.data.loader import Plan, Recorded, StepLoader
 from prefopt.data.views import view
 from prefopt.errors import RequestError
 from prefopt.models.base import Base
@@ -62,7 +62,7 @@ def curve(base: Base, made: ModelSettings) -> torch.Tensor:
         enable_model_summary=False,
     )
     module = PreferenceModule(create("dpo", beta=0.5), policy, reference, optimizer, constant)
-    trainer.fit(module, StepLoader(view("pairs", toy_examples(16)), Plan(16, 16, STEPS, seed=0), 16))
+    trainer.fit(module, StepLoader(Recorded(view("pairs", toy_examples(16)), Plan(16, 16, STEPS, seed=0)), 16))
     return torch.tensor([losses["loss_dpo"] for losses in watch.losses])
 
 

@@ -15,7 +15,7 @@ import torch
 from prefopt.callbacks.selfcheck import SelfCheck
 from prefopt.callbacks.sync import SyncReference
 from prefopt.config import compose_request
-from prefopt.data.loader import Plan, StepLoader
+from prefopt.data.loader import Plan, Recorded, StepLoader
 from prefopt.data.module import PreferenceData
 from prefopt.data.views import view
 from prefopt.errors import RequestError
@@ -90,7 +90,7 @@ def test_continuing_an_adapter_starts_at_its_reference(base, adapter, kind):
 
 
 def batch_of_pairs():
-    return next(iter(StepLoader(view("pairs", toy_examples(6)), Plan(6, 6, 1, seed=0), 6)))
+    return next(iter(StepLoader(Recorded(view("pairs", toy_examples(6)), Plan(6, 6, 1, seed=0)), 6)))
 
 
 def test_the_adapter_off_is_not_where_it_starts(base, adapter):
@@ -307,7 +307,7 @@ def follow(base: str, option: str, steps: int, trail: Trail, resume: Path | None
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    data = PreferenceData(view("pairs", toy_examples(24)), Plan(24, 4, steps, seed=0), 2, [], 8)
+    data = PreferenceData(Recorded(view("pairs", toy_examples(24)), Plan(24, 4, steps, seed=0)), 2)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return module
 

@@ -106,6 +106,11 @@ LABELS = labels()
 #   1.1     e^-0.4      -2.0       clipped to 0.8
 #   1.2     e^0.6       -0.8       outside, but the pessimist keeps the ratio
 #   2.0     e^-0.5      +0.9       outside, but the pessimist keeps the ratio
+#
+#   answer  ratio     advantage, the mean of its tokens'
+#   0       e^0.25      +0.4       clipped to 1.2
+#   1       e^0.2       -1.4       outside (1.22), but the pessimist keeps the ratio
+#   2       e^-0.5      +0.9       outside, but the pessimist keeps the ratio
 
 ROLL_LOGPS = per_token([-0.5, -1.2, -0.3, _], [_, -1.0, -2.2, _], [-0.7, _, _, _])
 ROLL_REF = per_token([-0.9, -1.0, -0.7, _], [_, -1.4, -1.0, _], [-0.95, _, _, _])  # d: 0.4 -0.2 0.4, 0.4 -1.2, 0.25
@@ -183,6 +188,9 @@ SURROGATE = [
 ]
 SURROGATE_WIDE = [-exp(0.4) * 1.5 + 0.7 * exp(-0.1) - 0.4 * exp(-0.05), 2.0 * exp(-0.4) + 0.8 * exp(0.6), SURROGATE[2]]
 SURROGATE_HIGH = [-1.28 * 1.5 + 0.7 * exp(-0.1) - 0.4 * exp(-0.05), SURROGATE[1], SURROGATE[2]]
+SURROGATE_DUAL = [SURROGATE[0], 2.0 * 0.8 + 0.8 * 1.5, SURROGATE[2]]  # c = 1.5 stops only what costs e^0.6 = 1.8
+ANSWERS = [-0.4 * exp(0.25), 1.4 * exp(0.2), -0.9 * exp(-0.5)]  # the whole answer as one action
+ANSWERS_CLIPPED = [-0.4 * 1.2, ANSWERS[1], ANSWERS[2]]  # clip 0.2
 K3 = [k3(0.4) + k3(-0.2) + k3(0.4), k3(0.4) + k3(-1.2), k3(0.25)]
 K2 = [(0.4**2 + 0.2**2 + 0.4**2) / 2, (0.4**2 + 1.2**2) / 2, 0.25**2 / 2]
 # ½ max(squares): the second of row 0 and of row 1 keep the unclipped value, the first of row 1 the clipped one
@@ -314,7 +322,16 @@ ROWS = [
     Row("ppo", {"value_clip": None}, ROLLOUTS, (sum(SURROGATE) + 0.1 * sum(VALUES_FREE)) / 6),
     Row("ppo", {"value_coef": 1.5}, ROLLOUTS, (sum(SURROGATE) + 1.5 * sum(VALUES)) / 6),
     Row("ppo", {"entropy_coef": 0.02}, ROLLOUTS, (sum(SURROGATE) + 0.1 * sum(VALUES) - 0.02 * ENTROPY) / 6),
+    Row("ppo", {"dual_clip": 1.5}, ROLLOUTS, (sum(SURROGATE_DUAL) + 0.1 * sum(VALUES)) / 6),
+    Row("ppo", {"dual_clip": 1.9}, ROLLOUTS, (sum(SURROGATE) + 0.1 * sum(VALUES)) / 6),
+    Row("ppo", {"kl": "k3", "kl_in": "loss"}, ROLLOUTS, (sum(SURROGATE) + 0.1 * sum(VALUES) + 0.05 * sum(K3)) / 6),
     # weighted tokens: 0.5 · 3 + 2 · 2 + 1 · 1 = 6.5
+    Row(
+        "ppo",
+        {"kl": "k2", "kl_in": "loss", "beta": 0.2},
+        rollouts(**ROLL_WEIGHTS),
+        (weighted(SURROGATE) + 0.1 * weighted(VALUES) + 0.2 * weighted(K2)) / 6.5,
+    ),
     Row(
         "ppo",
         {"entropy_coef": 0.02},
@@ -329,12 +346,35 @@ ROWS = [
     Row("grpo", {"clip": 0.7}, ROLLOUTS, (sum(SURROGATE_WIDE) + 0.04 * sum(K3)) / 6),
     Row("grpo", {"clip_high": 0.28}, ROLLOUTS, (sum(SURROGATE_HIGH) + 0.04 * sum(K3)) / 6),
     Row("grpo", {"average": "sequences"}, ROLLOUTS, per_row(SURROGATE) + 0.04 * per_row(K3)),
+    Row("grpo", {"average": "sums"}, ROLLOUTS, (sum(SURROGATE) + 0.04 * sum(K3)) / 3),
+    # weighted rows: 0.5 + 2 + 1 = 3.5
+    Row("grpo", {"average": "sums"}, rollouts(**ROLL_WEIGHTS), (weighted(SURROGATE) + 0.04 * weighted(K3)) / 3.5),
+    Row("grpo", {"kl": "k1", "kl_in": "reward"}, ROLLOUTS, sum(SURROGATE) / 6),
     Row("grpo", {"beta": 0.5}, rollouts(**ROLL_WEIGHTS), (weighted(SURROGATE) + 0.5 * weighted(K3)) / 6.5),
     Row(
         "grpo",
         {"average": "sequences", "kl": "k2"},
         rollouts(**ROLL_WEIGHTS),
         per_row(SURROGATE, (0.5, 2, 1)) + 0.04 * per_row(K2, (0.5, 2, 1)),
+    ),
+    # ---------------------------------------------------------------- rloo and reinforce, which differ in their credit
+    *(
+        row
+        for name in ("rloo", "reinforce")
+        for row in (
+            Row(name, {}, ROLLOUTS, sum(ANSWERS) / 3),
+            Row(name, {"beta": 0.0}, ROLLOUTS, sum(ANSWERS) / 3),
+            Row(name, {"clip": 0.2}, ROLLOUTS, sum(ANSWERS_CLIPPED) / 3),
+            Row(name, {"clip": 0.5}, ROLLOUTS, sum(ANSWERS) / 3),
+            Row(name, {"kl": "k3", "kl_in": "loss"}, ROLLOUTS, (sum(ANSWERS) + 0.05 * sum(K3)) / 3),
+            Row(name, {"clip": 0.2}, rollouts(**ROLL_WEIGHTS), weighted(ANSWERS_CLIPPED) / 3.5),
+            Row(
+                name,
+                {"kl": "k2", "kl_in": "loss", "beta": 0.2},
+                rollouts(**ROLL_WEIGHTS),
+                (weighted(ANSWERS) + 0.2 * weighted(K2)) / 3.5,
+            ),
+        )
     ),
     # ---------------------------------------------------------------- sft_weight, for every offline method
     *(
@@ -368,12 +408,15 @@ REWARDS = [
     Row("ppo", {"beta": 0.0}, ROLLOUTS, [-2.0, -3.2, -0.7]),
     Row("grpo", {"beta": 0.2}, ROLLOUTS, [0.12, -0.16, 0.05]),
     Row("grpo", {"beta": 0.0}, ROLLOUTS, [-2.0, -3.2, -0.7]),
+    Row("rloo", {"beta": 0.2}, ROLLOUTS, [0.12, -0.16, 0.05]),
+    Row("reinforce", {"beta": 0.2, "kl": "k2"}, ROLLOUTS, [0.12, -0.16, 0.05]),  # whatever the estimator
 ]
 
 
 # ------------------------------------------------------------------------------------------- credit
 #
-# Two rollouts of one prompt; the annotator gives 1.0 and -2.0. k1: 0.4, -0.2 and 0.4; values 0.3, 0.8 and 0.5.
+# Two rollouts of one prompt; the annotator gives 1.0 and -2.0. k1: 0.4, -0.2 and 0.4; k2: 0.08, 0.02 and 0.08; values
+# 0.3, 0.8 and 0.5. Less β k1 the answers earn 1.0 - 0.2 β and -2.0 - 0.4 β.
 
 
 def _whitened(*x: float) -> list[float]:
@@ -392,12 +435,15 @@ CREDITED = Scores(
 ANNOTATED = float64(1.0, -2.0)
 
 
-def _ppo(beta: float, gamma: float, lam: float) -> dict[str, list[float]]:
-    """Token by token: rewards -β k1 plus the annotator's on the last token, δ, advantages and returns."""
-    last = 1.0 + 0.2 * beta - 0.8
-    first = -0.4 * beta + gamma * 0.8 - 0.3 + gamma * lam * last
-    other = -2.0 - 0.4 * beta - 0.5
-    return {"advantages": _whitened(first, last, other), "returns": [first + 0.3, last + 0.8, other + 0.5]}
+def _ppo(
+    beta: float, gamma: float, lam: float, kl: tuple = (0.4, -0.2, 0.4), whiten: bool = True
+) -> dict[str, list[float]]:
+    """Token by token: rewards -β · estimate plus the annotator's on the last token, δ, advantages and returns."""
+    last = 1.0 - kl[1] * beta - 0.8
+    first = -kl[0] * beta + gamma * 0.8 - 0.3 + gamma * lam * last
+    other = -2.0 - kl[2] * beta - 0.5
+    advantages = _whitened(first, last, other) if whiten else [first, last, other]
+    return {"advantages": advantages, "returns": [first + 0.3, last + 0.8, other + 0.5]}
 
 
 # Values on the mask, row after row.
@@ -407,9 +453,35 @@ CREDIT = [
     Row("ppo", {"beta": 0.0}, CREDITED, _ppo(0.0, 1.0, 0.95)),
     Row("ppo", {"gamma": 0.9}, CREDITED, _ppo(0.05, 0.9, 0.95)),
     Row("ppo", {"lam": 0.5}, CREDITED, _ppo(0.05, 1.0, 0.5)),
+    Row("ppo", {"whiten": False}, CREDITED, _ppo(0.05, 1.0, 0.95, whiten=False)),
+    Row("ppo", {"kl": "k2"}, CREDITED, _ppo(0.05, 1.0, 0.95, kl=(0.08, 0.02, 0.08))),
+    Row("ppo", {"kl": "k3"}, CREDITED, _ppo(0.05, 1.0, 0.95, kl=(k3(0.4), k3(-0.2), k3(0.4)))),
+    Row("ppo", {"kl": "k3", "kl_in": "loss"}, CREDITED, _ppo(0.0, 1.0, 0.95)),
     # mean -0.5, the sample's std 1.5 · sqrt(2)
     Row("grpo", {}, CREDITED, {"advantages": [sqrt(0.5), sqrt(0.5), -sqrt(0.5)]}),
     Row("grpo", {"normalize": False}, CREDITED, {"advantages": [1.5, 1.5, -1.5]}),
+    # 0.96 and -2.08, mean -0.56
+    Row(
+        "grpo",
+        {"beta": 0.2, "kl": "k1", "kl_in": "reward", "normalize": False},
+        CREDITED,
+        {"advantages": [1.52, 1.52, -1.52]},
+    ),
+    # 0.99 and -2.02, each less the other
+    Row("rloo", {}, CREDITED, {"advantages": [3.01, 3.01, -3.01]}),
+    Row("rloo", {"beta": 0.2}, CREDITED, {"advantages": [3.04, 3.04, -3.04]}),
+    Row("rloo", {"beta": 0.0}, CREDITED, {"advantages": [3.0, 3.0, -3.0]}),
+    # 1 - 0.1 β and -2 - 0.08 β
+    Row("rloo", {"beta": 0.5, "kl": "k2"}, CREDITED, {"advantages": [2.99, 2.99, -2.99]}),
+    Row("rloo", {"kl": "k3", "kl_in": "loss"}, CREDITED, {"advantages": [3.0, 3.0, -3.0]}),
+    # 0.99 and -2.02, mean -0.515
+    Row("reinforce", {}, CREDITED, {"advantages": [1.505, 1.505, -1.505]}),
+    Row("reinforce", {"beta": 0.0}, CREDITED, {"advantages": [1.5, 1.5, -1.5]}),
+    Row("reinforce", {"baseline": "none"}, CREDITED, {"advantages": [0.99, 0.99, -2.02]}),
+    Row("reinforce", {"baseline": "none", "beta": 0.5, "kl": "k2"}, CREDITED, {"advantages": [0.95, 0.95, -2.04]}),
+    Row("reinforce", {"baseline": "none", "kl": "k3", "kl_in": "loss"}, CREDITED, {"advantages": [1.0, 1.0, -2.0]}),
+    Row("reinforce", {"whiten": True}, CREDITED, {"advantages": [1.0, 1.0, -1.0]}),
+    Row("reinforce", {"whiten": True, "baseline": "none"}, CREDITED, {"advantages": [1.0, 1.0, -1.0]}),
 ]
 
 

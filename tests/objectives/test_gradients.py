@@ -1,6 +1,7 @@
 """Gradients: closed forms, finite differences, the edge of ORPO's odds, and a step that must lower the exact KL."""
 
 from dataclasses import replace
+from itertools import product
 from math import exp, log
 
 import mpmath
@@ -168,6 +169,22 @@ def test_grpo(kl: str):
     check(gradients(create("grpo", beta=0.5, kl=kl), ROLLOUTS)["logps"], expected)
 
 
+def test_a_bad_action_that_became_likely_stops_costing_with_a_dual_clip():
+    # at c = 1.5 the token with ratio e^0.6 costs 0.8 · 1.5 whatever its ratio
+    slopes = float64(*SURROGATE_SLOPES)
+    slopes[1, 2] = 0
+    check(gradients(create("ppo", dual_clip=1.5), ROLLOUTS)["logps"], slopes / 6)
+    check(gradients(create("ppo", dual_clip=1.9), ROLLOUTS)["logps"], float64(*SURROGATE_SLOPES) / 6)
+
+
+@pytest.mark.parametrize("name", ["rloo", "reinforce"])
+def test_a_whole_answer(name: str):
+    # -A ρ on each of the answer's tokens; at clip 0.2 the first, whose ratio is e^0.25, is stopped
+    slopes = [-0.4 * exp(0.25), 1.4 * exp(0.2), -0.9 * exp(-0.5)]
+    check(gradients(create(name), ROLLOUTS)["logps"], on_every_token(ROLLOUTS, slopes) / 3)
+    check(gradients(create(name, clip=0.2), ROLLOUTS)["logps"], on_every_token(ROLLOUTS, [0, *slopes[1:]]) / 3)
+
+
 def test_ppo():
     # values: V - R, but 0 where the clipped error is the larger: the first value of the second row
     errors = [[0.3 - 1.0, 1.0 - 0.2, -0.4 - 0.1, 0], [0, 0, -0.2 - 0.5, 0], [0.8 - 0.3, 0, 0, 0]]
@@ -272,20 +289,26 @@ REFERENCE = float64(0.4, -0.3, 0.9, -1.2, 0.1).log_softmax(0)
 PERTURBED = float64(-0.5, 0.6, 0.2, -0.1, 0.8)
 
 
-def kl_of_all_samples(logits: Tensor, estimator: str) -> Tensor:
-    """GRPO's KL term in expectation: one row per token of the vocabulary, weighted by its probability."""
+def all_samples(logits: Tensor) -> Scores:
+    """One row per token of the vocabulary, weighted by its probability, so that a mean over rows is the expectation."""
     logps = logits.log_softmax(0)
-    scores = Scores(
-        logps=logps[:, None],
-        mask=torch.ones(5, 1),
-        ref_logps=REFERENCE[:, None],
-        columns={
-            "old_logps": logps.detach()[:, None],
-            "advantages": torch.zeros(5, 1, dtype=torch.float64),
-            "weight": logps.detach().exp(),
-        },
-    )
-    return create("grpo", beta=1.0, kl=estimator).loss(scores)
+    scores = Scores(logps=logps[:, None], mask=torch.ones(5, 1), ref_logps=REFERENCE[:, None])
+    return replace(scores, columns={"weight": logps.detach().exp()})
+
+
+def kl_of_all_samples(logits: Tensor, estimator: str, name: str = "grpo") -> Tensor:
+    """The KL in the loss, in expectation."""
+    scores = all_samples(logits)
+    columns = {"old_logps": scores.logps.detach(), "advantages": torch.zeros(5, 1, dtype=torch.float64)}
+    objective = create(name, beta=1.0, kl=estimator, kl_in="loss")
+    return objective.loss(replace(scores, columns=scores.columns | columns))
+
+
+def reward_of_all_samples(logits: Tensor, estimator: str) -> Tensor:
+    """The surrogate of answers that nothing but the KL in the reward is held against, in expectation."""
+    scores, nothing = all_samples(logits), torch.zeros(5, dtype=torch.float64)
+    objective = create("reinforce", beta=1.0, kl=estimator, kl_in="reward", baseline="none")
+    return objective.loss(replace(scores, columns=scores.columns | objective.credit(scores.detach(), nothing)))
 
 
 def exact_kl(logits: Tensor) -> Tensor:
@@ -293,12 +316,13 @@ def exact_kl(logits: Tensor) -> Tensor:
     return (logps.exp() * (logps - REFERENCE)).sum()
 
 
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce"])
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
-def test_a_step_on_the_kl_term_alone_lowers_the_exact_kl(estimator: str):
+def test_a_step_on_the_kl_term_alone_lowers_the_exact_kl(estimator: str, name: str):
     logits = PERTURBED.clone().requires_grad_()
     step = torch.optim.SGD([logits], lr=0.5)
     before = exact_kl(logits).item()
-    kl_of_all_samples(logits, estimator).backward()
+    kl_of_all_samples(logits, estimator, name).backward()
     step.step()
     assert 0 < exact_kl(logits).item() < 0.9 * before
 
@@ -317,6 +341,22 @@ def test_which_kl_each_estimator_descends():
     torch.testing.assert_close(k1, torch.zeros_like(k1), rtol=0, atol=1e-15)
 
 
+def test_which_estimators_in_the_reward_have_the_gradient_of_the_kl():
+    def gradient(value: Tensor, logits: Tensor) -> Tensor:
+        return torch.autograd.grad(value, logits)[0]
+
+    logits = PERTURBED.clone().requires_grad_()
+    exact = gradient(exact_kl(logits), logits)
+    check(gradient(reward_of_all_samples(logits, "k1"), logits), exact)
+    # a thousandth of the way from the reference k1 pulls as the KL does, the others a thousandth as much
+    logits = (REFERENCE + 1e-3 * (PERTURBED - REFERENCE)).requires_grad_()
+    exact = gradient(exact_kl(logits), logits)
+    found = gradient(reward_of_all_samples(logits, "k1"), logits)
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-15)
+    for estimator in ("k2", "k3"):
+        assert gradient(reward_of_all_samples(logits, estimator), logits).norm() < 3e-3 * exact.norm()
+
+
 def test_k1_and_k3_are_unbiased():
     logps = PERTURBED.log_softmax(0)
     for estimator in ("k1", "k3"):
@@ -327,6 +367,6 @@ def test_k1_and_k3_are_unbiased():
 
 def test_the_kl_moves_with_the_reference():
     moved = ROLLOUTS.ref_logps + 0.1
-    for kl in ("k2", "k3"):
-        objective = create("grpo", beta=0.5, kl=kl)
+    for name, kl in product(("ppo", "grpo", "rloo", "reinforce"), ("k2", "k3")):
+        objective = create(name, beta=0.5, kl=kl, kl_in="loss")
         assert objective.loss(replace(ROLLOUTS, ref_logps=moved)) != objective.loss(ROLLOUTS)

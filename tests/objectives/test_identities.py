@@ -11,7 +11,7 @@ from prefopt.objectives import Objective, create, names
 from prefopt.objectives.ipo import ipo_loss
 from prefopt.objectives.registry import get
 from prefopt.records import HALVED, Scores
-from tests.objectives.hand import NLL, PADDED, VARIANTS, Row, everything, gradients, nls, take
+from tests.objectives.hand import NLL, PADDED, VARIANTS, Row, everything, float64, gradients, nls, take
 
 LOG2 = log(2)
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
@@ -192,6 +192,69 @@ def test_grpo_on_its_own_samples_has_the_gradient_of_reinforce():
     close(gradients(create("grpo", beta=0.0, average="sequences"), scores)["logps"], per_row)
 
 
+@pytest.mark.parametrize("options", [{}, {"clip": 0.2}], ids=str)
+@pytest.mark.parametrize("name", ["rloo", "reinforce"])
+def test_a_whole_answer_on_its_own_samples_has_the_policy_gradient(name: str, options: dict):
+    # -A ∇ log π(y) / rows, and ∂ log π(y) / ∂ log π(y_t) = 1
+    scores = everything("rollouts")
+    scores.columns["old_logps"] = scores.logps.clone()
+    advantages = float64(0.7, -1.1, 0.4, -0.3)
+    scores.columns["advantages"] = advantages[:, None].expand(4, 5)
+    close(gradients(create(name, **options), scores)["logps"], -advantages[:, None] * scores.mask / 4)
+
+
+def test_rloo_on_its_own_samples_is_grpo_with_sums_of_centred_rewards():
+    scores = everything("rollouts")  # groups of two: 2 / (2 - 1) times the centred reward
+    rloo = create("rloo", beta=0.3)
+    grpo = create("grpo", beta=0.3, kl="k1", kl_in="reward", normalize=False, average="sums")
+    ours, theirs = (
+        gradients(objective, replace(scores, columns=scores.columns | objective.credit(scores, scores.rewards)))
+        for objective in (rloo, grpo)
+    )
+    close(ours["logps"], 2 * theirs["logps"])
+
+
+def test_reinforce_on_one_group_is_rloo_scaled():
+    scores = everything("rollouts")
+    scores.columns["group"] = torch.zeros(4, dtype=torch.long)
+    reinforce, rloo = (create(name, beta=0.3).credit(scores, scores.rewards) for name in ("reinforce", "rloo"))
+    close(4 / 3 * reinforce["advantages"], rloo["advantages"])
+
+
+def test_off_policy_the_ratio_of_an_answer_is_exact_and_that_of_a_token_is_not():
+    """Answers of two tokens of a vocabulary of three, each with the probability under which the old policy drew it."""
+    first = float64(0.3, -0.8, 0.5).requires_grad_()
+    second = float64([0.2, -0.4, 0.9], [-0.7, 0.1, 0.6], [1.0, 0.3, -0.5]).requires_grad_()
+    old = float64(0.9, 0.2, -0.4).log_softmax(0), float64([0.5, 0.1, -0.2], [0.3, 0.8, -0.6], [0.0, -0.9, 0.4])
+    old = old[0], old[1].log_softmax(1)
+    credit = float64(1.0, -0.5, 0.3, 0.8, -1.2, 0.4, -0.7, 0.6, 0.1)  # of each of the nine answers
+
+    def logps(one: Tensor, two: Tensor) -> Tensor:
+        return torch.stack((one[:, None].expand(3, 3), two), 2).view(9, 2)
+
+    now = logps(first.log_softmax(0), second.log_softmax(1))
+    columns = {"old_logps": logps(*old), "advantages": credit[:, None].expand(9, 2), "weight": logps(*old).sum(1).exp()}
+    scores = Scores(logps=now, mask=torch.ones(9, 2), columns=columns)
+
+    def gradient(loss: Tensor) -> Tensor:
+        return torch.cat([x.flatten() for x in torch.autograd.grad(loss, (first, second), retain_graph=True)])
+
+    exact = gradient(-(now.sum(1).exp() * credit).sum())
+    close(gradient(create("rloo", beta=0.0).loss(scores)), exact)
+    per_token = gradient(create("grpo", beta=0.0, clip=9.0, average="sums").loss(scores))
+    assert (per_token - exact).norm() > 0.1 * exact.norm()
+
+
+def test_in_a_mean_of_sums_an_answer_does_not_feel_how_long_the_others_are():
+    scores = everything("rollouts")
+    for average, same_in_both in (("sums", True), ("sequences", True), ("tokens", False)):
+        objective = create("grpo", average=average)
+        longer, shorter = (
+            gradients(objective, take("rollouts", scores, rows))["logps"][0] for rows in ([1, 0], [1, 3])
+        )
+        assert torch.allclose(longer, shorter, rtol=1e-12) == same_in_both
+
+
 def test_ppo_on_its_own_samples():
     scores = everything("rollouts")
     scores.columns["old_logps"] = scores.logps.clone()
@@ -221,12 +284,13 @@ def test_a_clipped_ratio_has_no_gradient_where_clipping_is_the_worse_deal_only()
     close(gradients(create("grpo", beta=0.0), scores)["logps"], expected)
 
 
-def test_both_averages_of_grpo_agree_on_answers_of_one_length():
+def test_all_averages_of_grpo_agree_on_answers_of_one_length():
     scores = everything("rollouts")
     scores = replace(scores, mask=torch.tensor([[False, True, True, False, False]]).expand(4, 5))
     for x in (scores.logps, scores.ref_logps, scores.columns["old_logps"], scores.columns["advantages"]):
         x.nan_to_num_(nan=-0.4)
     same(create("grpo"), scores, create("grpo", average="sequences"))
+    close(create("grpo", average="sums").loss(scores), 2 * create("grpo").loss(scores))
 
 
 # ------------------------------------------------------------------------------------------- length

@@ -17,6 +17,8 @@ READ = {  # columns that a method reads beside those in `needs.tokens` and `need
     "kto": {"desirable"},
     "ppo": {"old_logps", "advantages", "returns", "old_values"},
     "grpo": {"old_logps", "advantages"},
+    "rloo": {"old_logps", "advantages"},
+    "reinforce": {"old_logps", "advantages"},
 }
 
 
@@ -67,8 +69,9 @@ def test_what_is_not_declared_is_not_read(row: Row):
         assert all(torch.equal(found[name], expected[name]) for name in fields & found.keys())
 
 
-# KL in the reward is `credit`'s: the loss of PPO sees the reference through its columns only.
-ELSEWHERE = [("ppo", "ref_logps")]
+def elsewhere(objective: Objective, name: str) -> bool:
+    """KL in the reward is `credit`'s: the loss sees the reference through its columns only."""
+    return name == "ref_logps" and getattr(objective, "kl_in", "loss") == "reward"
 
 
 @pytest.mark.parametrize("row", VARIANTS, ids=str)
@@ -77,7 +80,7 @@ def test_what_is_declared_is_read(row: Row):
     fields, columns = declared(objective)
     scores = asked_for(objective.needs.data)
     for name in fields:
-        if (objective.name, name) not in ELSEWHERE:
+        if not elsewhere(objective, name):
             assert objective.loss(replace(scores, **{name: spoilt(getattr(scores, name))})).isnan(), name
     free = {"old_values"} if getattr(objective, "value_clip", 0) is None else set()  # nothing to clip around
     free |= {"prompt_tokens"} if "sum" in row.options.values() else set()  # nothing to divide by
@@ -93,7 +96,7 @@ def test_what_is_declared_and_missing_is_refused_in_one_line(row: Row):
     scores = asked_for(objective.needs.data)
     for name in fields:
         without = replace(scores, **{name: None})
-        if (objective.name, name) in ELSEWHERE:
+        if elsewhere(objective, name):
             assert torch.equal(objective.loss(without), objective.loss(scores))
             continue
         with pytest.raises(ValueError, match=rf"Scores\.{name}\b") as caught:
@@ -163,8 +166,12 @@ def test_needs_are_checked_when_they_are_declared():
             {"entropy_coef": 0.01},
             Needs(data="rollouts", reference=True, heads={"lm", "value"}, tokens={"entropy"}),
         ),
-        ("grpo", {}, Needs(data="rollouts", reference=True)),
-        ("grpo", {"beta": 0.0}, Needs(data="rollouts")),
+        ("grpo", {}, Needs(data="rollouts", answers=2, reference=True)),
+        ("grpo", {"beta": 0.0}, Needs(data="rollouts", answers=2)),
+        ("rloo", {}, Needs(data="rollouts", answers=2, reference=True)),
+        ("rloo", {"beta": 0.0}, Needs(data="rollouts", answers=2)),
+        ("reinforce", {"kl": "k2", "kl_in": "loss"}, Needs(data="rollouts", reference=True)),
+        ("reinforce", {"beta": 0.0}, Needs(data="rollouts")),
     ],
 )
 def test_declared_needs(name: str, options: dict, needs: Needs):

@@ -1,7 +1,7 @@
 """Every method and every option against numbers worked out by hand, through the class."""
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,10 +9,11 @@ import torch
 from prefopt.objectives import Term, create, names
 from prefopt.objectives.base import total
 from prefopt.objectives.registry import get
-from prefopt.objectives.surrogate import kl_estimate
-from tests.objectives.hand import CREDIT, PAIRS, REWARDS, ROLLOUTS, ROWS, Row, float64, k3
+from prefopt.objectives.surrogate import PolicyGradient, kl_estimate
+from tests.objectives.hand import CREDIT, K2, K3, PAIRS, REWARDS, ROLLOUTS, ROWS, Row, float64, k3
 
 NUMBER = {"rel": 1e-12, "abs": 0}
+POLICY_GRADIENTS = [name for name in names() if issubclass(get(name), PolicyGradient)]
 
 
 def numbered(rows: list[Row]) -> list:
@@ -68,6 +69,22 @@ def test_the_share_of_clipped_ratios():
     # outside 1 ± 0.4, which e^-0.4 = 0.67 and e^-0.5 = 0.61 are not
     shares = create("ppo", clip=0.4).diagnostics(ROLLOUTS)["clip_fraction"]
     assert shares.tolist() == pytest.approx([1 / 3, 1 / 2, 0.0], **NUMBER)
+    # e^0.6 = 1.82 alone is above 1.8, nothing is below 0.6
+    shares = create("grpo", clip=0.4, clip_high=0.8).diagnostics(ROLLOUTS)["clip_fraction"]
+    assert shares.tolist() == pytest.approx([0.0, 1 / 2, 0.0], **NUMBER)
+    # of whole answers: e^0.25 = 1.28, e^0.2 = 1.22 and e^-0.5 = 0.61
+    assert create("rloo", clip=0.25).diagnostics(ROLLOUTS)["clip_fraction"].tolist() == [1, 0, 1]
+    assert "clip_fraction" not in create("rloo").diagnostics(ROLLOUTS)
+
+
+@pytest.mark.parametrize("name", POLICY_GRADIENTS)
+@pytest.mark.parametrize(("kl", "expected"), [("k1", [0.6, -0.8, 0.25]), ("k2", K2), ("k3", K3)])
+def test_the_kl_that_is_shown_is_the_one_that_is_optimised(name: str, kl: str, expected: list[float]):
+    found = create(name, kl=kl, kl_in="reward").diagnostics(ROLLOUTS)
+    assert found["kl"].tolist() == pytest.approx(expected, **NUMBER)
+    assert found["kl_k3"].tolist() == pytest.approx(K3, **NUMBER)
+    without = create(name, beta=0.0).diagnostics(replace(ROLLOUTS, ref_logps=None))
+    assert not {"kl", "kl_k3"} & without.keys()
 
 
 def test_a_unit_that_the_step_has_none_of_adds_nothing_and_keeps_the_graph():
@@ -117,8 +134,23 @@ def test_a_unit_that_the_step_has_none_of_adds_nothing_and_keeps_the_graph():
         ("grpo", {"beta": -0.1}, r"loss\.beta must be a number >= 0"),
         ("grpo", {"clip": 0}, r"loss\.clip must be a number > 0"),
         ("grpo", {"clip_high": -0.2}, r"loss\.clip_high must be a number > 0"),
-        ("grpo", {"kl": "k1"}, r"loss\.kl must be one of k2, k3; got 'k1'"),
-        ("grpo", {"average": "rows"}, r"loss\.average must be one of tokens, sequences; got 'rows'"),
+        ("ppo", {"dual_clip": 1}, r"loss\.dual_clip must be a number > 1; got 1"),
+        *(
+            (name, options, said)
+            for name in POLICY_GRADIENTS
+            for options, said in (
+                ({"kl": "k4"}, r"loss\.kl must be one of k1, k2, k3; got 'k4'"),
+                ({"kl_in": "none"}, r"loss\.kl_in must be one of reward, loss; got 'none'"),
+                (
+                    {"kl": "k1", "kl_in": "loss"},
+                    r"loss\.kl=k1 has no gradient in the loss, .*; take k2 or k3, or kl_in=",
+                ),
+            )
+        ),
+        ("grpo", {"average": "rows"}, r"loss\.average must be one of tokens, sequences, sums; got 'rows'"),
+        ("rloo", {"beta": -0.1}, r"loss\.beta must be a number >= 0"),
+        ("rloo", {"clip": 0}, r"loss\.clip must be a number > 0; got 0"),
+        ("reinforce", {"baseline": "value"}, r"loss\.baseline must be one of mean, none; got 'value'"),
         ("dpo", {"betta": 0.1}, r"dpo has no option 'betta'; did you mean 'beta'\? It takes: .*label_smoothing"),
         ("dpo", {"zzz": 0.1}, r"dpo has no option 'zzz'\. It takes: "),
         ("dpoo", {}, r"no objective 'dpoo'; did you mean 'dpo'\? There are: bradley_terry, dpo, "),
@@ -142,6 +174,8 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(name: str, options
         ("simpo", 10.0, 0.1, 11),
         ("ppo", 0.0, None, 0.3),
         ("grpo", 0.0, None, 0.2),
+        ("rloo", 0.0, None, 0.2),
+        ("reinforce", 0.0, None, 0.2),
     ],
 )
 def test_a_beta_outside_the_published_range_draws_a_warning(name, inside, below, above):
@@ -151,6 +185,16 @@ def test_a_beta_outside_the_published_range_draws_a_warning(name, inside, below,
         if beta is not None:
             (said,) = create(name, beta=beta).warnings(seen)
             assert said.startswith(f"loss.beta={beta:g} lies outside the published range of {name}, ")
+
+
+@pytest.mark.parametrize("name", POLICY_GRADIENTS)
+def test_an_estimator_that_hardly_pulls_from_the_reward_draws_a_warning(name: str):
+    for kl in ("k2", "k3"):
+        (said,) = create(name, kl=kl, kl_in="reward").warnings({})
+        assert said.startswith(f"loss.kl={kl} in the reward does not have the KL's gradient")
+        assert create(name, kl=kl, kl_in="loss").warnings({}) == []
+        assert create(name, kl=kl, kl_in="reward", beta=0.0).warnings({}) == []
+    assert create(name, kl="k1", kl_in="reward").warnings({}) == []
 
 
 def test_kto_warns_outside_the_range_of_equation_8():

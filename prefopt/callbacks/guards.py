@@ -1,0 +1,90 @@
+"""Looks at every collection of a policy's own answers, and warns, stops or goes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from prefopt.callbacks.steps import between_steps
+from prefopt.module import PreferenceModule
+from prefopt.progress import say
+from prefopt.records import Batch
+from prefopt.rollouts.guards import GUARDS, Alarm, smoothed
+from prefopt.rollouts.source import Rollouts
+from prefopt.settings import GuardsSettings
+
+
+class Guards(L.Callback):
+    """Each guard raises one alarm. A collection shows the policy that was about to train on it: to go back is to have
+    its weights again, those of the last collection at which nothing was wrong and what watches, if anything does, was
+    at its best. What has happened is part of the checkpoint, so this callback comes before the one that saves."""
+
+    def __init__(
+        self, source: Rollouts, settings: GuardsSettings, tell: Callable[[list[dict[str, Any]]], None]
+    ) -> None:
+        """tell: is handed all alarms as plain JSON when one more is raised."""
+        self.source, self.settings, self.tell = source, settings, tell
+        self.on = {name: guard for name, guard in settings.each().items() if guard.do != "off"}
+        self.history: list[dict[str, float]] = []
+        self.alarms: list[Alarm] = []
+        self.kept: dict[str, Tensor] = {}
+        self.kept_at: int | None = None
+
+    @property
+    def ends(self) -> Alarm | None:
+        """The alarm that ended the run."""
+        return next((alarm for alarm in self.alarms if alarm.action != "warn"), None)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.ends is not None
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: PreferenceModule, batch: Batch, batch_idx: int) -> None:
+        if self.source.collections == len(self.history):
+            return
+        self.history.append(dict(self.source.measures))
+        if len(self.history) < self.settings.window:
+            return
+        seen = smoothed(self.history, self.settings.window)
+        wrong = {name: said for name, guard in self.on.items() if (said := GUARDS[name](seen, guard.at))}
+        for name, said in wrong.items():
+            if name not in {alarm.guard for alarm in self.alarms}:
+                self._raise(Alarm(name, trainer.global_step, self.on[name].do, said))
+        best = "watched" not in seen or seen["watched"].argmax() == len(seen["watched"]) - 1
+        if not wrong and best and any(guard.do == "rollback" for guard in self.on.values()):
+            self.kept = {name: p.detach().cpu().clone() for name, p in module.policy.trainable().items()}
+            self.kept_at = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: PreferenceModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self.ends is not None and between_steps(trainer, batch_idx):
+            trainer.should_stop = True
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: L.Trainer, module: PreferenceModule) -> None:
+        if self.ends is None or self.ends.action != "rollback" or not self.kept:
+            return
+        for name, parameter in module.policy.trainable().items():
+            parameter.copy_(self.kept[name])
+        say(f"back to the weights of step {self.kept_at}, the last at which nothing was wrong")
+
+    def _raise(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
+        say(f"{WORDS[alarm.action]}: step {alarm.step}: {alarm.sentence} (guards.{alarm.guard})")
+        self.tell([asdict(alarm) for alarm in self.alarms])
+
+    def state_dict(self) -> dict[str, Any]:
+        alarms = [asdict(alarm) for alarm in self.alarms]
+        return {"history": self.history, "alarms": alarms, "kept": self.kept, "kept_at": self.kept_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history, self.kept, self.kept_at = state["history"], state["kept"], state["kept_at"]
+        self.alarms = [Alarm(**alarm) for alarm in state["alarms"]]
+
+
+WORDS = {"warn": "warning", "stop": "stopping", "rollback": "going back"}

@@ -1,0 +1,68 @@
+"""What an annotator is given, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from prefopt.data.examples import Text
+
+
+@dataclass(frozen=True)
+class Answer:
+    """prompt: as the data holds it. text: without the end-of-turn token. ids: [t] its tokens on the CPU, the
+    end-of-turn token included where it was reached. ended: whether it ended by itself. wanted: the best recorded
+    completion of the prompt, for rules; None where there is none."""
+
+    prompt: Text
+    text: str
+    ids: Tensor
+    ended: bool
+    wanted: str | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """reward: [n] float64. parts: [n] each, by name; always the same names in the same order for one annotator."""
+
+    reward: np.ndarray
+    parts: dict[str, np.ndarray]
+
+
+class Annotator(Protocol):
+    """state_dict: running statistics, plain numbers and lists only."""
+
+    def __call__(self, answers: Sequence[Answer]) -> Judged: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Calibrating(Annotator, Protocol):
+    """`calibrate` is asked once, with the base's answers, before the first answer is judged: unless `calibrated`, as it
+    always is where nothing is held against a reference, and after its state was loaded."""
+
+    @property
+    def calibrated(self) -> bool: ...
+
+    def calibrate(self, answers: Sequence[Answer]) -> None: ...
+
+
+class Stateless:
+    """What a judge that remembers nothing says of its state."""
+
+    calibrated = True
+
+    def calibrate(self, answers: Sequence[Answer]) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

@@ -1,0 +1,110 @@
+"""What can go wrong while a policy learns from its own answers, told from what its collections show.
+
+A guard reads smoothed measures, [collections] each, and says in words what is wrong now, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Smoothed = Mapping[str, np.ndarray]
+Guard = Callable[[Smoothed, float], str | None]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A guard that was crossed, at the collection of an optimiser step. action: warn, stop or rollback."""
+
+    guard: str
+    step: int
+    action: str
+    sentence: str
+
+
+def smoothed(history: Sequence[Mapping[str, float]], window: int) -> dict[str, np.ndarray]:
+    """Of every measure the mean of the last `window` collections, at every collection that has so many behind it."""
+    return {name: np.convolve([row[name] for row in history], np.ones(window) / window, "valid") for name in history[0]}
+
+
+def kl(seen: Smoothed, at: float) -> str | None:
+    """The KL to the reference, nats per answer, is over `at`."""
+    now = seen["sampled_kl"][-1]
+    if now <= at:
+        return None
+    return f"the policy is {now:.1f} nats an answer from its reference: what is rewarded there, nobody has checked"
+
+
+def kl_for_nothing(seen: Smoothed, at: float) -> str | None:
+    """Since the reward was last as high the KL has risen by over `at` nats."""
+    reward, distance = seen["annotation"], seen["sampled_kl"]
+    before = np.flatnonzero(reward[:-1] >= reward[-1])
+    if not len(before) or distance[-1] - distance[before].min() <= at:
+        return None
+    then = distance[before].min()
+    return f"the KL rose from {then:.1f} to {distance[-1]:.1f} nats an answer, and the reward is no higher than it was"
+
+
+def entropy(seen: Smoothed, at: float) -> str | None:
+    """Entropy, nats per token, is under `at`."""
+    now = seen["entropy"][-1]
+    if now >= at:
+        return None
+    return f"the entropy is {now:.3f} nats a token: the policy hardly tries anything else any more"
+
+
+def length(seen: Smoothed, at: float) -> str | None:
+    """The share of answers that were cut at the longest length is over `at`."""
+    now = seen["capped"][-1]
+    if now <= at:
+        return None
+    return f"{now:.0%} of the answers are cut at source.max_new_tokens: they do not end, or need more room"
+
+
+def variety(seen: Smoothed, at: float) -> str | None:
+    """Different answers to a prompt, as a share of its answers, are under `at`."""
+    now = seen["distinct"][-1]
+    if now >= at:
+        return None
+    return f"only {now:.0%} of the answers to a prompt differ: there is little left to compare"
+
+
+def equal_rewards(seen: Smoothed, at: float) -> str | None:
+    """The share of prompts whose answers are all worth the same is over `at`."""
+    now = seen["equal_groups"][-1]
+    if now <= at:
+        return None
+    return f"under {now:.0%} of the prompts all answers are worth the same, which teaches nothing"
+
+
+def below_start(seen: Smoothed, at: float) -> str | None:
+    """The mean reward has fallen by over `at` spreads of a prompt's rewards under what it was at first."""
+    reward, spread = seen["annotation"], seen["annotation_spread"][0]
+    if reward[0] - reward[-1] <= at * spread:
+        return None
+    return f"the reward fell from {reward[0]:.3f} to {reward[-1]:.3f}: training makes worse what it should make better"
+
+
+def overoptimised(seen: Smoothed, at: float) -> str | None:
+    """What watches has lost over the share `at` of its best gain, while what is optimised has not fallen. A loss no
+    larger than what it moves from collection to collection anyway is none."""
+    if "watched" not in seen or len(seen["watched"]) < 2:
+        return None
+    watched, reward = seen["watched"], seen["annotation"]
+    peak = int(watched.argmax())
+    gain, lost = watched[peak] - watched[0], watched[peak] - watched[-1]
+    moves = float(np.abs(np.diff(watched[: peak + 1])).mean()) if peak else 0.0
+    if not gain > 0 or lost <= max(at * gain, moves) or reward[-1] < reward[peak]:
+        return None
+    return (
+        f"the judge that only watches fell from {watched[peak]:.3f} to {watched[-1]:.3f}, and the optimised reward "
+        f"went from {reward[peak]:.3f} to {reward[-1]:.3f}: its mistakes are being learnt"
+    )
+
+
+GUARDS: dict[str, Guard] = {
+    guard.__name__: guard
+    for guard in (kl, kl_for_nothing, entropy, length, variety, equal_rewards, below_start, overoptimised)
+}
