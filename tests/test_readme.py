@@ -64,13 +64,19 @@ def desk(tmp_path, cache_dir) -> Path:
 
 
 @pytest.mark.parametrize("arguments", ["experiment=demo", *TRAIN])
-def test_training_commands(desk, cache_dir, arguments):
+def test_training_commands(desk, cache_dir, arguments, monkeypatch):
     if "model.name" in arguments:
         _save_tokenizer(desk)
     asked = shlex.split(arguments)
     own = {argument.split("=")[0] for argument in asked}
     # Only sizes are changed, and what the command itself says wins.
     sizes = [s for s in (*SMALL, "trainer.max_steps=2") if s.split("=")[0] not in own]
+    if "reward.name=runs/judge" in asked:
+        judge = ["loss=bradley_terry", "data=jsonl", "data.train=pairs.jsonl", "trainer.max_steps=1"]
+        own_sizes = [s for s in SMALL if not s.startswith("data.world")]
+        made = [*judge, *own_sizes, f"run_dir={desk / 'runs/judge'}", f"cache_dir={cache_dir}"]
+        monkeypatch.chdir(desk)
+        assert train(compose_request(made)) == OK
     if any(argument.startswith("model=hf") for argument in asked):
         sizes = [s for s in sizes if not s.startswith("model.tiny")]
     if "data=jsonl" in asked:

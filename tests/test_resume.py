@@ -25,6 +25,10 @@ TIMES = ("seconds", "pairs_per_second", "tokens_per_second")  # the columns that
 STEPS = 20
 # What a resumed run may say differently: when it was resumed, and everything a clock or a memory gauge says.
 DIFFERS = {"resumed_at", "command", "train_seconds", "pairs_per_second", "tokens_per_second", "peak_memory_bytes"}
+DIFFERS |= {"sampling_seconds"}
+# Four steps a collection, a reward and a KL coefficient with a running state.
+SPEAKING = ["source.prompts=32", "source.passes=2", f"trainer.max_steps={STEPS}", "reward.scale=running"]
+SPEAKING += ["source.kl_target=0.5", "source.kl_horizon=500"]
 
 
 def command(loss: str, run: Path, cache: Path, *more: str) -> list[str]:
@@ -65,15 +69,15 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def check(loss: str, kills: list[int], cache: Path, folder: Path) -> None:
-    train(loss, folder / "whole", cache)
+def check(loss: str, kills: list[int], cache: Path, folder: Path, *more: str) -> None:
+    train(loss, folder / "whole", cache, *more)
     expected = read(folder / "whole")
     assert len(expected[1]) == STEPS
     for step in kills:
         run = folder / f"killed-{step}"
-        kill_at(step, loss, run, cache)
+        kill_at(step, loss, run, cache, *more)
         assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
-        train(loss, run, cache)
+        train(loss, run, cache, *more)
         found = read(run)
         for part, other in zip(found, expected, strict=True):
             assert part == other, f"killed at step {step}"
@@ -86,6 +90,19 @@ def check(loss: str, kills: list[int], cache: Path, folder: Path) -> None:
 
 def test_killed_once(cache_dir, tmp_path):
     check("kto", [8], cache_dir, tmp_path)
+
+
+def test_killed_inside_a_collection(cache_dir, tmp_path):
+    """Answers, optimiser, value head, coefficient and running statistics go on where they were."""
+    check("ppo", [10], cache_dir, tmp_path, *SPEAKING)
+    summary = json.loads((tmp_path / "whole/summary.json").read_text())
+    assert summary["rollouts"]["collections"] == STEPS / 4
+    assert summary["rollouts"]["beta"] != 0.05
+
+
+@pytest.mark.long
+def test_an_on_policy_run_killed_at_five_random_steps(cache_dir, tmp_path):
+    check("ppo", sorted(random.Random("ppo").sample(range(1, STEPS), 5)), cache_dir, tmp_path, *SPEAKING)
 
 
 @pytest.mark.long
