@@ -112,7 +112,9 @@ def _glimpse(parameter: Tensor) -> Tensor:
 
 
 def _group(name: str) -> str:
-    """The adapter, each head, the backbone."""
+    """The adapter, each head, the backbone; those of a critic by themselves."""
+    if name.startswith("critic."):
+        return f"critic's {_group(name.removeprefix('critic.'))}"
     if "lora_" in name:
         return "adapter"
     return name.split(".")[1] + " head" if name.startswith("heads.") else "backbone"

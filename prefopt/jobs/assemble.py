@@ -128,7 +128,7 @@ def write(author: Base, prompts: list[str], max_new_tokens: int, seed: int) -> l
 def build_module(request: Request, base: Base) -> PreferenceModule:
     settings = request.settings
     needs = request.objective.needs
-    policy = build_policy(base, settings.model.adapter, needs.heads, settings.seed)
+    policy = build_policy(base, settings.model.adapter, needs.heads, settings.seed, settings.model.critic)
     reference, start = build_references(settings.model, base, policy, needs.reference)
     if needs.reference:
         say(f"reference: {reference.who}")

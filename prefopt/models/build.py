@@ -83,10 +83,16 @@ def _tell_continued(base: Base, start: str) -> None:
         say(f"warning: it was trained on {trained_on}, and the base is {base.name}")
 
 
-def build_policy(base: Base, adapter: AdapterSettings | None, heads: frozenset[str], seed: int) -> Policy:
-    """The model that trains. seed: of the adapter's and the heads' first weights."""
+def build_policy(
+    base: Base, adapter: AdapterSettings | None, heads: frozenset[str], seed: int, critic: str = "shared"
+) -> Policy:
+    """The model that trains. seed: of the adapter's and the heads' first weights. critic: shared, or separate for a
+    second model of the same start with the value head, where `heads` has one."""
     if "lm" in heads and is_classifier(base.name, base.key):
         raise RequestError(f"{base.key}={base.name} is a reward model without a language head, which this loss needs")
+    other = None
+    if critic == "separate" and "value" in heads:
+        other = build_policy(base, adapter, frozenset({"value"}), seed)
     causal = base.causal()
     torch.manual_seed(seed)
     model: nn.Module = causal
@@ -97,7 +103,7 @@ def build_policy(base: Base, adapter: AdapterSettings | None, heads: frozenset[s
         # Nothing asks it for log-probs: an untied output layer would only be a weight without gradient.
         for parameter in _own_parameters(causal.get_output_embeddings(), causal.get_input_embeddings()):
             parameter.requires_grad_(False)
-    policy = Policy(model, heads, base.end_ids())
+    policy = Policy(model, heads, base.end_ids(), other)
     init_from_classifier(policy, base.name, base.key)
     return policy
 

@@ -20,14 +20,18 @@ class Policy(nn.Module):
 
     model: the causal LM, or a PEFT model around it. heads: among lm (the model's own), scalar (a reward per answer,
     read on its last token) and value (one per token). Scalar heads are float32 whatever the backbone is. speaks:
-    whether anybody asks it for log-probs.
+    whether anybody asks it for log-probs. critic: who has the value head, where that is another model.
     """
 
     heads: nn.ModuleDict
     model: Any  # a PreTrainedModel, or PEFT around one
 
     def __init__(
-        self, model: nn.Module, heads: frozenset[str] = frozenset({"lm"}), end_ids: tuple[int, ...] = ()
+        self,
+        model: nn.Module,
+        heads: frozenset[str] = frozenset({"lm"}),
+        end_ids: tuple[int, ...] = (),
+        critic: Policy | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -35,7 +39,9 @@ class Policy(nn.Module):
         self.speaks = "lm" in heads
         if self.adapted and hasattr(self.causal, "get_base_model"):
             raise RequestError("the model is an adapter around an adapter; merge the inner one first")
-        self.heads = nn.ModuleDict({name: self._scalar_head() for name in SCALAR_HEADS if name in heads})
+        self.critic = critic
+        own = heads - {"value"} if critic else heads
+        self.heads = nn.ModuleDict({name: self._scalar_head() for name in SCALAR_HEADS if name in own})
 
     @property
     def causal(self) -> PreTrainedModel:

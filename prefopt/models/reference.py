@@ -114,7 +114,7 @@ class Snapshot:
     def __init__(self, policy: Policy, who: str, identity: Identity = None) -> None:
         self.who, self.identity = who, identity
         self._policy = policy
-        trained = {name: p for name, p in policy.trainable().items() if not name.startswith("heads.")}
+        trained = {name: p for name, p in policy.trainable().items() if name.startswith("model.")}
         self.weights = {name: p.detach().clone() for name, p in trained.items()}
 
     @contextmanager
@@ -158,6 +158,6 @@ class Snapshot:
 
 def leaking(policy: Policy) -> list[str]:
     """Trainable weights that stay on with the adapter off. LoRA's own matrices, copies in `modules_to_save` and our
-    scalar heads play no part in the base's log-probs."""
+    scalar heads and critic play no part in the base's log-probs."""
     off = ("lora_", "modules_to_save", "trainable_tokens_")
-    return [n for n in policy.trainable() if not n.startswith("heads.") and not any(part in n for part in off)]
+    return [n for n in policy.trainable() if n.startswith("model.") and not any(part in n for part in off)]

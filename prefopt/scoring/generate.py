@@ -96,7 +96,7 @@ def _generate(
 def _by_column(policy: Policy) -> Iterator[None]:
     """On a CPU the linear layers' weights lie in memory column by column while it lasts: a product with few rows, as
     every decoding step's, reads them twice as fast. Shapes, values and parameters stay what they are."""
-    linear = [module for module in policy.modules() if type(module) is torch.nn.Linear]
+    linear = [module for module in policy.model.modules() if type(module) is torch.nn.Linear]
     weights = list({id(m.weight): m.weight for m in linear if m.weight.device.type == "cpu"}.values())
     try:
         for weight in weights:

@@ -43,7 +43,9 @@ def score(
     if prompt:
         columns |= _prompt_columns(policy, batch, hidden)
     if "value" in heads:
-        values = _spread(policy.scalar("value", states), mask)
+        critic = policy.critic or policy
+        seen = states if critic is policy else _States(critic, batch).at(*completion_positions(batch, mask))
+        values = _spread(critic.scalar("value", seen), mask)
     if "scalar" in heads:
         # Read on each row's last token, by length, whatever the padding token is.
         ends = batch.prompt_lengths[batch.group] + batch.completion_lengths - 1

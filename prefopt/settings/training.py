@@ -93,12 +93,14 @@ class ModelSettings:
     sync_every: int | None
     sync_mix: float
     reference_store: bool
+    critic: str
     trust_remote_code: bool
     dtype: str
     learning_rate: float
 
     def __post_init__(self) -> None:
         one_of(self.dtype, "model.dtype", DTYPES)
+        one_of(self.critic, "model.critic", ("shared", "separate"))
         given = self.tiny is not None or bool(self.name)
         require(given, "model.name", "a hub name or a folder, e.g. model.name=HuggingFaceTB/SmolLM2-135M", self.name)
         unread = self.tiny is not None and self.name is not None

@@ -11,6 +11,8 @@ import torch
 
 from prefopt.data.module import PreferenceData
 from prefopt.errors import RequestError
+from prefopt.models.policy import Policy
+from prefopt.module import PreferenceModule
 from prefopt.objectives import create, get, names
 from prefopt.records import Scores
 from prefopt.rewards import Judged
@@ -20,7 +22,8 @@ from prefopt.rollouts.collection import Collection, Found, joined, ordered
 from prefopt.rollouts.examples import as_examples
 from prefopt.rollouts.kl import AdaptiveKL
 from prefopt.rollouts.measures import measures_of
-from tests.toy import ToyJudge, toy_examples, toy_module, toy_rollouts, train_toy
+from prefopt.scoring import score
+from tests.toy import ToyJudge, toy_examples, toy_model, toy_module, toy_rollouts, train_toy
 
 LIVE = [name for name in names() if get(name).needs.data == "rollouts"]
 
@@ -331,3 +334,43 @@ def test_a_judge_that_needs_a_reference_sees_the_first_answers():
     judge = Held()
     fit(create("grpo"), toy_rollouts(create("grpo"), 10, 8, 4, annotator=judge), steps=4)
     assert judge.seen == 24
+
+
+# ------------------------------------------------------------------------------------------- a critic of its own
+
+
+def with_critic(objective, lr=0.1):
+    """The toy module with a second model for the values."""
+    module = toy_module(objective, lr=lr)
+    critic = Policy(toy_model(3), frozenset({"value"})).double()
+    policy = Policy(module.policy.model, objective.needs.heads, end_ids=(2,), critic=critic).double()
+    return PreferenceModule(objective, policy, module.reference, module.make_optimizer, module.schedule), critic
+
+
+def test_a_separate_critic_says_the_values_and_learns_them_alone():
+    objective = create("ppo", beta=0.0)
+    module, critic = with_critic(objective)
+    source = toy_rollouts(objective, 10, 8, 2)
+    assert list(module.policy.heads) == []
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    before = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
+    trainer.fit(module, datamodule=PreferenceData(source, None))
+    shown, rows = source.step(1)
+    batch = shown.batch(rows)
+    scores = module.score(batch)
+    alone = score(critic, batch, frozenset({"value"}))
+    assert torch.equal(scores.values, alone.values)
+    values = next(term for term in objective.all_terms(scores, {}) if term.name == "value")
+    reached = torch.autograd.grad(values.sum, list(module.policy.parameters()), allow_unused=True)
+    named = zip(dict(module.policy.named_parameters()), reached, strict=True)
+    assert {name.split(".")[0] for name, gradient in named if gradient is not None} == {"critic"}
+    moved = {name.split(".")[0] for name, p in module.policy.named_parameters() if not torch.equal(before[name], p)}
+    assert moved == {"model", "critic"}
