@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 
 def task(cfg: DictConfig) -> int:
+    if cfg.get("pipeline") is not None:
+        from prefopt.config.pipelines import run_pipeline
+
+        return run_pipeline(cfg)
     request = build_request(cfg)
     from prefopt.jobs.train import train  # the heavy libraries, once the request is known to be sound
 

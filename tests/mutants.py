@@ -33,6 +33,7 @@ RENDERING = ("tests/data/test_render_templates.py", "tests/data/test_render.py")
 PUBLISHED = ("tests/data/test_published.py",)
 DATA = tuple(f"tests/data/test_{name}.py" for name in ("audit", "store", "views", "prepare", "shapes"))
 OPTIMUM = ("tests/metrics/test_optimum.py", "tests/metrics/test_shares.py")
+ROLLOUTS = ("tests/rollouts", "tests/test_invariance.py")
 OWN = {  # beginnings of the files that are not mathematics
     "data/render": RENDERING,
     "data/template": RENDERING,
@@ -58,6 +59,9 @@ OWN = {  # beginnings of the files that are not mathematics
     "jobs/optimum": ("tests/test_pooling.py",),
     "metrics/": ("tests/test_metrics.py",),
     "module": MODELS,
+    "rollouts/": ROLLOUTS,
+    "rewards/": ("tests/rewards",),
+    "callbacks/guards": ("tests/rollouts/test_guards.py",),
 }
 
 
@@ -581,8 +585,8 @@ MUTANTS = [
         ("reference added", '_given("logps", self.logps) - _given(', '_given("logps", self.logps) + _given('),
         (
             "halves swapped",
-            "self._rows(slice(0, n // 2)), self._rows(slice(n // 2, n))",
-            "self._rows(slice(n // 2, n)), self._rows(slice(0, n // 2))",
+            "self.rows(slice(0, n // 2)), self.rows(slice(n // 2, n))",
+            "self.rows(slice(n // 2, n)), self.rows(slice(0, n // 2))",
         ),
         ("pair columns cut", "column[rows] if len(column) == n else column", "column[rows]"),
         ("row columns handed whole", "column[rows] if len(column) == n else column", "column"),
@@ -990,6 +994,85 @@ MUTANTS = [
         "reports/compare/measures.py",
         ("a judged win is a loss", "np.heaviside(own - base, 0.5)", "np.heaviside(base - own, 0.5)"),
         ("the error of a whole, not of a sample", "prompts.std(ddof=1)", "prompts.std()"),
+    ),
+    *of(
+        "rollouts/plan.py",
+        ("later passes in the same order", "        if turn:\n", "        if turn < 0:\n"),
+        ("every collection in one order", "+ collection) * 1_000_003 + turn", ") * 1_000_003 + turn"),
+        ("collections begin anew", "start = collection * self.prompts", "start = 0"),
+        ("passes are not counted", "(self.rows * self.passes)", "self.rows"),
+        ("rows instead of prompts", "math.ceil(max_epochs * rows / prompts)", "math.ceil(max_epochs * rows)"),
+    ),
+    *of(
+        "rollouts/source.py",
+        ("answers of the first collection", "[self.plan.seed, number, self", "[self.plan.seed, 0, self"),
+        ("one seed", "SeedSequence([self.plan.seed, number", "SeedSequence([0, number"),
+        ("a prompt's answers apart", "answers[i * g : (i + 1) * g]", "answers[i::len(places)]"),
+        ("scored against the policy", "module.reference or module.base, batch", "module, batch"),
+        (
+            "the reference is asked again",
+            '        columns = {**columns, "ref_logps": scores.ref_logps}',
+            "        pass",
+        ),
+        ("the coefficient stays", "self.module.objective = replace(self.module.objective, beta=beta)", "pass"),
+        ("new answers after a kill", "        if state is not None:\n", "        if False:\n"),
+        ("one collection for all", "if collection != self._number:", "if self._number is None:"),
+        ("calibrated on every collection", "if not self.speaking.annotator.calibrated:", "if False:"),
+    ),
+    *of(
+        "rollouts/collection.py",
+        ("a filler counts", "float(not filler)", "1.0"),
+        ("one answer to a prompt", "places = [row * g + k for", "places = [row * g for"),
+        ("as wide as the collection", "column[places, :longest]", "column[places]"),
+        (
+            "ranks one after the other",
+            "for place in sorted(at) for k in range(g)]",
+            "for place in at for k in range(g)]",
+        ),
+        ("groups of one", "repeat_interleave(g)", "repeat_interleave(1)"),
+    ),
+    *of(
+        "rollouts/examples.py",
+        ("the worst first", "key=lambda k: -rewards[k]", "key=lambda k: rewards[k]"),
+        ("a tie counts", "0.5 if scores[0] == scores[-1] else 1.0", "1.0"),
+        ("always all answers", 'if pair == "random" else range(g)', "if False else range(g)"),
+        ("the first prompt's rewards", "[i * g : (i + 1) * g].tolist()", "[:g].tolist()"),
+    ),
+    *of(
+        "rollouts/kl.py",
+        ("away from the target", "1 + answers / self.horizon * error", "1 - answers / self.horizon * error"),
+        ("not clipped", "min(0.2, max(-0.2, kl / self.target - 1))", "kl / self.target - 1"),
+    ),
+    *of(
+        "rollouts/measures.py",
+        ("the sample's deviation", "std(1, correction=0)", "std(1)"),
+        ("the reference's KL", "scores.logps - scores.ref_logps", "scores.ref_logps - scores.logps"),
+        ("k3 of the other side", "torch.expm1(-gap) + gap", "torch.expm1(gap) - gap"),
+        ("entropy per answer", ".sum() / tokens)", ".sum() / len(flat))"),
+        ("all answers are different", "len({tuple(ids.tolist()) for ids in group})", "len(group)"),
+    ),
+    *of(
+        "rollouts/guards.py",
+        ("the first of a window", 'np.ones(window) / window, "valid")', 'np.ones(window), "valid")'),
+        (
+            "from the last high reward",
+            "distance[-1] - distance[before].min() <= at",
+            "distance[-1] - distance[-2] <= at",
+        ),
+        ("any reward that was higher", "reward[:-1] >= reward[-1]", "reward[:-1] > reward[-1]"),
+        ("the last spread", '["annotation_spread"][0]', '["annotation_spread"][-1]'),
+        ("any loss is one", "lost <= max(at * gain, moves)", "lost <= at * gain"),
+        ("gain from nothing", "watched[peak] - watched[0], watched", "watched[peak], watched"),
+        ("the reward may fall too", " or reward[-1] < reward[peak]", ""),
+    ),
+    *of(
+        "callbacks/guards.py",
+        ("a warning ends the run", 'if alarm.action != "warn"', "if alarm.action"),
+        ("stopped runs go on", "trainer.should_stop or self.ends is not None", "trainer.should_stop"),
+        ("the last weights, not the best", 'seen["watched"].argmax() == len(seen["watched"]) - 1', "True"),
+        ("every time anew", "if name not in {alarm.guard for alarm in self.alarms}:", "if True:"),
+        ("nothing goes back", "parameter.copy_(self.kept[name])", "pass"),
+        ("not in a row", "for name in wrong}", "for name in {**self.wrong, **wrong}}"),
     ),
 ]
 

@@ -19,7 +19,7 @@ LAYERS = [
     {"scoring", "models", "data", "metrics", "rewards", "rollouts"},
     {"module"},
     {"run"},
-    {"callbacks", "reports", "sweep"},
+    {"callbacks", "reports", "sweep", "pipeline"},
     {"config"},
     {"jobs"},
     {"train", "inspect", "export", "evaluate", "sample", "compare", "cli"},

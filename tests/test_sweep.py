@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from prefopt.config.explain import points
 from prefopt.errors import FAILED, OK, WRONG
 from prefopt.sweep.ledger import Job
-from prefopt.sweep.processes import Sweep, _quoted
+from prefopt.sweep.processes import Sweep, quoted
 from prefopt.train import main
 from tests.models.saved import pairs_file, saved_model
 from tests.test_resume import read
@@ -226,5 +226,5 @@ def test_names_of_jobs():
 
 @pytest.mark.parametrize("name", ["plain", "it's = \\'odd\\ {x}", 'two "quotes"', "a,b"])
 def test_folders_of_any_name(name):
-    (override,) = OverridesParser.create().parse_overrides([f"run_dir={_quoted(name)}"])
+    (override,) = OverridesParser.create().parse_overrides([f"run_dir={quoted(name)}"])
     assert override.value() == name

@@ -20,9 +20,10 @@ from prefopt.settings import GuardsSettings
 
 
 class Guards(L.Callback):
-    """Each guard raises one alarm. A collection shows the policy that was about to train on it: to go back is to have
-    its weights again, those of the last collection at which nothing was wrong and what watches, if anything does, was
-    at its best. What has happened is part of the checkpoint, so this callback comes before the one that saves."""
+    """Each guard raises one alarm, once so many collections in a row are wrong. A collection shows the policy that was
+    about to train on it: to go back is to have its weights again, those of the last collection at which nothing was
+    wrong and what watches, if anything does, was at its best. What has happened is part of the checkpoint, so this
+    callback comes before the one that saves."""
 
     def __init__(
         self, source: Rollouts, settings: GuardsSettings, tell: Callable[[list[dict[str, Any]]], None]
@@ -32,6 +33,7 @@ class Guards(L.Callback):
         self.on = {name: guard for name, guard in settings.each().items() if guard.do != "off"}
         self.history: list[dict[str, float]] = []
         self.alarms: list[Alarm] = []
+        self.wrong: dict[str, int] = {}  # by guard, collections in a row
         self.kept: dict[str, Tensor] = {}
         self.kept_at: int | None = None
 
@@ -51,8 +53,9 @@ class Guards(L.Callback):
             return
         seen = smoothed(self.history, self.settings.window)
         wrong = {name: said for name, guard in self.on.items() if (said := GUARDS[name](seen, guard.at))}
+        self.wrong = {name: self.wrong.get(name, 0) + 1 for name in wrong}
         for name, said in wrong.items():
-            if name not in {alarm.guard for alarm in self.alarms}:
+            if self.wrong[name] >= self.settings.patience and name not in {alarm.guard for alarm in self.alarms}:
                 self._raise(Alarm(name, trainer.global_step, self.on[name].do, said))
         best = "watched" not in seen or seen["watched"].argmax() == len(seen["watched"]) - 1
         if not wrong and best and any(guard.do == "rollback" for guard in self.on.values()):
@@ -79,11 +82,12 @@ class Guards(L.Callback):
         self.tell([asdict(alarm) for alarm in self.alarms])
 
     def state_dict(self) -> dict[str, Any]:
-        alarms = [asdict(alarm) for alarm in self.alarms]
-        return {"history": self.history, "alarms": alarms, "kept": self.kept, "kept_at": self.kept_at}
+        alarms, kept = [asdict(alarm) for alarm in self.alarms], {"kept": self.kept, "kept_at": self.kept_at}
+        return {"history": self.history, "alarms": alarms, "wrong": self.wrong, **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history, self.kept, self.kept_at = state["history"], state["kept"], state["kept_at"]
+        self.history, self.wrong = state["history"], state["wrong"]
+        self.kept, self.kept_at = state["kept"], state["kept_at"]
         self.alarms = [Alarm(**alarm) for alarm in state["alarms"]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -20,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prefopt.config.explain import explain, no_key
 from prefopt.config.guard import check_flags, check_found, check_targets, config_dir, install
+from prefopt.config.staged import gathered
 from prefopt.data.origins import Origin, open_origin
 from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError, first_line, refuse
 from prefopt.files import check_can_be_made
@@ -79,6 +82,8 @@ def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
 
     def compose_and_run() -> int:
         check_flags()
+        if config_name == "train":
+            sys.argv[1:] = gathered(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(run)()
         sweeps = sys.modules.get("prefopt.config.sweeps")
         return max(code, sweeps.exit_code if sweeps else OK)
@@ -119,15 +124,18 @@ def compose_request(overrides: list[str], config_name: str = "train") -> Request
         raise RequestError(explain(error, config_name, overrides)) from error
 
 
-def build_request(cfg: DictConfig, choices: Mapping[str, str | None] | None = None) -> Request:
+def build_request(
+    cfg: DictConfig, choices: Mapping[str, str | None] | None = None, awaited: Path | None = None
+) -> Request:
     """Check types and ranges, then build what `_target_` names. RequestError names the key.
 
-    choices: the option taken from each config group; those of the running Hydra application unless given.
+    choices: the option taken from each config group; those of the running Hydra application unless given. awaited: a
+    folder in which models may lie by the time that the request is answered.
     """
     settings = read_settings(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     check_targets(plain)
-    _check_places(settings, plain)
+    _check_places(settings, plain, awaited)
     origin = open_origin(settings.data, Path(settings.cache_dir).expanduser())
     origin.check()
     if cfg.strategy.name == "auto" and settings.trainer.devices > 1:
@@ -171,10 +179,12 @@ def build_objective(cfg: DictConfig, soft: str) -> Objective:
 
 
 def trained_settings(run: Finished) -> Settings:
-    """The typed request that a run answered."""
+    """The typed request that a run answered. Keys that were added since have their defaults."""
     places = {"run_dir": str(run.path), "cache_dir": "", "debug": False}
     try:
-        return read_settings(OmegaConf.create({**run.config, **places}))
+        asked = OmegaConf.merge(_defaults(), run.config, places)
+        assert isinstance(asked, DictConfig)
+        return read_settings(asked)
     except (RequestError, OmegaConfBaseException, KeyError) as error:
         made = (run.summary.get("versions") or {}).get("prefopt")
         reason = first_line(error)
@@ -183,13 +193,25 @@ def trained_settings(run: Finished) -> Settings:
         ) from error
 
 
+@functools.cache
+def _defaults() -> DictConfig:
+    """What a request is that names nothing."""
+    install()
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # of the command that asks
+    try:
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            return OmegaConf.masked_copy(compose("train"), list(SECTIONS))
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
 def trained_objective(run: Finished, soft: str) -> Objective:
     """The method that a run trained by. soft: what a soft label is to it, as `data.soft`."""
     check_targets(run.config)
     return build_objective(OmegaConf.create(run.config), soft)
 
 
-def _check_places(settings: Settings, plain: dict[str, Any]) -> None:
+def _check_places(settings: Settings, plain: dict[str, Any], awaited: Path | None) -> None:
     """What can be told of the folders before anything heavy is loaded: nothing is written, and the hub not asked."""
     cache = Path(settings.cache_dir).expanduser()
     if not cache.is_dir():  # one that is there may be complete, and needs no writing
@@ -198,13 +220,17 @@ def _check_places(settings: Settings, plain: dict[str, Any]) -> None:
         check_run_folder(settings.run_dir, plain)
     model = settings.model
     for key, name in (("model.name", model.name), ("model.reference_name", model.reference_name)):
-        if name:
+        if name and not _within(name, awaited):
             check_local(name, key)
     for key, name in settings.reward.models():
-        if judging_run(name, key) is None:
+        if not _within(name, awaited) and judging_run(name, key) is None:
             check_local(name, key)
     if model.quant is not None:
         need_bitsandbytes()
+
+
+def _within(name: str, folder: Path | None) -> bool:
+    return folder is not None and folder in Path(name).parents
 
 
 def _check_source(settings: Settings, origin: Origin, objective: Objective) -> None:
@@ -266,6 +292,10 @@ def read_settings(cfg: DictConfig) -> Settings:
         cfg.pop("sweep_dir", None)
         if cfg.pop("sweep", None) is not None:
             raise RequestError("sweep= names many runs: start them with -m")
+        if cfg.pop("pipeline", None) is not None:
+            raise RequestError("pipeline= is several runs, one after another: start it by itself, without -m")
+        if (folder := cfg.pop("pipeline_dir", None)) is not None:
+            raise RequestError(f"pipeline_dir={folder} is for a pipeline; name one, e.g. pipeline=rlhf")
     for section, known in (("", (*SECTIONS, *BUILT)), ("strategy", ("name",))):
         node = cfg[section] if section else cfg
         for key in node:

@@ -27,7 +27,7 @@ def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parall
     without; equal ones, which are run once, have the same."""
     jobs = sound_jobs(compose, asked, folder, parallel)
     with Ledger(Path(folder).expanduser()) as ledger:
-        keep_worst(Sweep(ledger, _flags(), parallel, _gpus()).run(ledger.add(jobs)))
+        keep_worst(Sweep(ledger, hydra_flags(), parallel, _gpus()).run(ledger.add(jobs)))
         return [ledger.summary(ledger.jobs[job.key]) for job in jobs]
 
 
@@ -79,7 +79,7 @@ def _job(compose: Compose, overrides: Sequence[str], own: Sequence[str]) -> Job:
     return Job.of(overrides, own, request.plain, request.settings.trainer.devices)
 
 
-def _flags() -> list[str]:
+def hydra_flags() -> list[str]:
     """Hydra's flags that every job needs too."""
     asked = _arguments()
     found = {"--config-dir": asked.config_dir, "--config-path": asked.config_path, "--config-name": asked.config_name}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 from prefopt.settings.checks import one_of, require
 
+COUNTS = ("window", "patience")
 ACTIONS = ("off", "warn", "stop", "rollback")
 
 
@@ -20,6 +21,7 @@ class GuardSettings:
 @dataclass(kw_only=True)
 class GuardsSettings:
     window: int
+    patience: int
     kl: GuardSettings
     kl_for_nothing: GuardSettings
     entropy: GuardSettings
@@ -30,10 +32,11 @@ class GuardsSettings:
     overoptimised: GuardSettings
 
     def __post_init__(self) -> None:
-        require(self.window >= 1, "guards.window", "at least 1 collection", self.window)
+        for name in COUNTS:
+            require(getattr(self, name) >= 1, f"guards.{name}", "at least 1 collection", getattr(self, name))
         for name, guard in self.each().items():
             one_of(guard.do, f"guards.{name}.do", ACTIONS)
             require(guard.at >= 0, f"guards.{name}.at", "at least 0", guard.at)
 
     def each(self) -> dict[str, GuardSettings]:
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "window"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in COUNTS}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefopt.errors import FAILED as EXIT_FAILED
 from prefopt.errors import INTERRUPTED as EXIT_INTERRUPTED
@@ -76,26 +77,17 @@ class Sweep:
 
     def _start(self, job: Job) -> None:
         gpus, self._free = (self._free[: job.devices], self._free[job.devices :]) if self._free else ([], [])
-        command = [sys.executable, "-m", "prefopt.train", *self.flags, *job.overrides]
-        command.append(f"run_dir={_quoted(str(self.ledger.run_dir(job)))}")
+        command = python_command("prefopt.train", [*self.flags, *job.overrides], self.ledger.run_dir(job))
         log = self.ledger.log(job)
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._environment(gpus),
-                start_new_session=True,  # an interrupt in the terminal is the sweep's to hand on
-                preexec_fn=die_with_parent(),
-            )
+            process = started(command, self._environment(gpus), stdout=output, stderr=subprocess.STDOUT)
         job.status = RUNNING
         self._running.append(_Running(job, process, time.monotonic(), gpus))
         self.ledger.write()
 
     def _environment(self, gpus: list[str]) -> dict[str, str]:
-        found = {key: value for key, value in os.environ.items() if key not in DISTRIBUTED}
+        found = clean_environment()
         if gpus:
             found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         found.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.parallel)))
@@ -126,11 +118,7 @@ class Sweep:
         for running in self._running:
             running.process.send_signal(signal.SIGINT)
         for running in self._running:
-            try:
-                running.process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                running.process.kill()
-                running.process.wait()
+            await_end(running.process)
             running.job.status = INTERRUPTED
             running.job.seconds += time.monotonic() - running.began
         self.ledger.write()
@@ -139,6 +127,35 @@ class Sweep:
 
     def _has_room(self, job: Job) -> bool:
         return not (self._free or any(r.gpus for r in self._running)) or len(self._free) >= job.devices
+
+
+def python_command(module: str, words: Sequence[str], run_dir: Path) -> list[str]:
+    return [sys.executable, "-m", module, *words, f"run_dir={quoted(str(run_dir))}"]
+
+
+def started(command: Sequence[str], environment: dict[str, str], **outputs: Any) -> subprocess.Popen[bytes]:
+    """A process that ends with this one, and to which an interrupt in the terminal is ours to hand on."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=die_with_parent(),
+        **outputs,
+    )
+
+
+def clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key not in DISTRIBUTED}
+
+
+def await_end(process: subprocess.Popen[bytes]) -> None:
+    """Of one that was interrupted, and has a minute to save what it has."""
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def die_with_parent() -> Callable[[], None] | None:
@@ -154,7 +171,7 @@ def die_with_parent() -> Callable[[], None] | None:
     return do
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A text that Hydra reads as it is, whatever stands in it."""
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", text) + "'"
 

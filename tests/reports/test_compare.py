@@ -278,6 +278,11 @@ def test_odd_answers_are_said(tmp_path: Path):
     assert "answers repeat themselves: 40% of trigrams, the base's 0%" in said
 
 
+def test_what_the_guards_of_a_run_said(tmp_path: Path):
+    alarms = [{"guard": "kl", "step": 7, "action": "warn", "sentence": "too far"}]
+    assert health(tmp_path, summary={"health": alarms}) == "every seed, step 7: too far"
+
+
 @pytest.mark.parametrize(
     ("norm", "rate", "why"),
     [

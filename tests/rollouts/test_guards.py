@@ -111,10 +111,12 @@ def test_every_guard_can_be_set():
 # ------------------------------------------------------------------------------------------- the callback
 
 
-def settings(**actions: tuple[float, str]) -> GuardsSettings:
+def settings(patience: int = 1, **actions: tuple[float, str]) -> GuardsSettings:
     """All off but the named ones."""
     chosen = {name: GuardSettings(at=0.0, do="off") for name in GUARDS}
-    return GuardsSettings(window=1, **{**chosen, **{n: GuardSettings(at=at, do=do) for n, (at, do) in actions.items()}})
+    return GuardsSettings(
+        window=1, patience=patience, **{**chosen, **{n: GuardSettings(at=at, do=do) for n, (at, do) in actions.items()}}
+    )
 
 
 class Lengths(Stateless):
@@ -158,6 +160,24 @@ def test_rewarded_length_is_stopped_where_answers_reach_the_cap():
     callback, _, module, _ = run(settings(length=(0.5, "stop")), steps=12, sampler=longer, annotator=Lengths())
     assert (callback.ends.guard, callback.ends.step) == ("length", 4)
     assert module.trainer.global_step == 5
+
+
+def test_patience_is_collections_in_a_row():
+    callback, _, module, _ = run(settings(3, equal_rewards=(0.9, "stop")), steps=12, annotator=Same())
+    assert (callback.ends.step, module.trainer.global_step) == (4, 5)  # the third collection, of two steps each
+
+    class Now(Stateless):
+        """Alike but for every third collection."""
+
+        calls = 0
+
+        def __call__(self, answers) -> Judged:
+            self.calls += 1
+            differ = np.arange(len(answers)) * (self.calls % 3 == 0)
+            return Judged(differ.astype(float), {})
+
+    callback, _, _, _ = run(settings(3, equal_rewards=(0.9, "stop")), steps=12, annotator=Now())
+    assert callback.ends is None
 
 
 def test_a_warning_is_given_once_and_the_run_goes_on():

@@ -39,6 +39,17 @@ def _of_setting(setting: Setting) -> Iterator[str]:
     stuck = [sentence for run in setting.runs if (sentence := _stuck(run.curves, _rate(run.config)))]
     if stuck:
         yield f"{_some(stuck, setting)}: {stuck[0]}"
+    yield from _alarms(setting)
+
+
+def _alarms(setting: Setting) -> Iterator[str]:
+    """What the guards of on-policy runs have said, each guard once."""
+    raised: dict[str, list[str]] = {}
+    for run in setting.runs:
+        for alarm in run.summary.get("health") or []:
+            raised.setdefault(alarm["guard"], []).append(f"step {alarm['step']}: {alarm['sentence']}")
+    for said in raised.values():
+        yield f"{_some(said, setting)}, {said[0]}"
 
 
 def _log_probs(setting: Setting) -> Iterator[str]:
@@ -123,5 +134,5 @@ def _rate(config: dict) -> float | None:
     return (config.get("optimizer") or {}).get("lr")
 
 
-def _some(stuck: list[str], setting: Setting) -> str:
-    return "every seed" if len(stuck) == len(setting.runs) else f"{len(stuck)} of {len(setting.runs)} seeds"
+def _some(said: list[str], setting: Setting) -> str:
+    return "every seed" if len(said) == len(setting.runs) else f"{len(said)} of {len(setting.runs)} seeds"
