@@ -125,14 +125,15 @@ def test_what_is_stopped_in_the_second_stage_ends_where_the_whole_does(tmp_path,
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["tiny", "tiny_lora"])
 def test_a_second_round(model, tmp_path, cache_dir):
-    """It starts from the first one's policy, and its reward model learns from that policy's answers."""
+    """It starts from the first one's policy, and its reward model goes on with that policy's answers."""
     folder = tmp_path / "p"
     done = run(folder, cache_dir, "pipeline.rounds=2", f"model={model}")
     assert done.returncode == OK, done.stderr[-3000:]
     rm, ppo = (told(folder / name / "summary.json") for name in ("5-rm", "6-ppo"))
-    start = told(folder / "6-ppo/config.json")["model"]["name"]
-    assert start == told(folder / "5-rm/config.json")["model"]["name"] == str(folder / "3-ppo/model")
-    assert rm["base_hash"] == ppo["base_hash"] != told(folder / "3-ppo/summary.json")["base_hash"]
+    starts = {"4-fresh": "3-ppo", "5-rm": "2-rm", "6-ppo": "3-ppo"}
+    for name, start in starts.items():
+        assert told(folder / name / "config.json")["model"]["name"] == str(folder / start / "model")
+    assert rm["base_hash"] != ppo["base_hash"] != told(folder / "3-ppo/summary.json")["base_hash"]
     assert told(folder / "6-ppo/config.json")["reward"]["name"] == str(folder / "5-rm")
     assert ppo["data_hash"] == told(folder / "1-sft/summary.json")["data_hash"] != rm["data_hash"]
     fresh = [json.loads(line) for line in (folder / "4-fresh/train.jsonl").read_text().splitlines()]
@@ -159,18 +160,19 @@ def test_steps_of_two_rounds():
     steps = steps_of(PipelineSettings(stages=THREE, rounds=2), Path("/p"))
     assert [step.folder.name for step in steps] == ["1-sft", "2-rm", "3-rl", "4-fresh", "5-rm", "6-rl"]
     assert [step.round for step in steps] == [1, 1, 1, 2, 2, 2]
-    assert [step.where.get("sft") for step in steps[1:]] == [Path("/p/1-sft")] * 2 + [Path("/p/3-rl")] * 3
+    starts = [None, "1-sft", "1-sft", "3-rl", "2-rm", "3-rl"]
+    assert [step.start and step.start.name for step in steps] == starts
     assert steps[2].words([], {})[0] == "reward.name='/p/2-rm'"
     assert steps[5].words([], {}) == ["reward.name='/p/5-rm'", "y='/p/5-rm/model'"]
     assert [step.pairs for step in steps] == [None, None, None, None, Path("/p/4-fresh"), None]
-    own = {"rm": ["b=1"], "fresh": ["c=1"]}
-    assert steps[3].words(["a=1"], own) == ["x=1", "a=1", "b=1", "c=1"]
-    assert steps[4].words(["a=1"], own) == ["x=1", "a=1", "b=1"]
+    own = {"rm": ["b=1", "model=m", "model.name=n"], "fresh": ["c=1"]}
+    assert steps[3].words(["a=1"], own) == ["x=1", "a=1", "b=1", "c=1"]  # the policy speaks, not what rm begins with
+    assert steps[4].words(["a=1"], own) == ["x=1", "a=1", *own["rm"]]
 
 
 def test_what_a_stage_goes_on_from():
     """A tiny model goes on in plain text; a model of the stage's own is left to it."""
-    first, rm = steps_of(PipelineSettings(stages=THREE), Path("/p"))[:2]
+    first, rm, _, _, again, _ = steps_of(PipelineSettings(stages=THREE, rounds=2), Path("/p"))
     tiny = {"model": {"adapter": None, "tiny": {"seed": 0}}, "data": {"prompts": "auto"}}
     adapted = {"model": {"adapter": {"rank": 8}, "tiny": None}, "data": {"prompts": "auto"}}
     model = {"model.tiny": None, "model.name": "/p/1-sft/model"}
@@ -178,6 +180,7 @@ def test_what_a_stage_goes_on_from():
     assert rm.follows([], tiny, {"seed": 1}) == {"data.writer": {"seed": 1}, **model, "data.prompts": "text"}
     assert rm.follows([], adapted, None) == {**model, "model.adapter.start": None}
     assert rm.follows(["model.name=mine"], adapted, None) == {}
+    assert again.follows(["model.name=mine"], adapted, None)["model.name"] == "/p/2-rm/model"
     assert in_words({"a": None, "b": {"c": 1, "d": 0.5}, "e": False, "f": "it's"}) == [
         "a=null",
         "b={c:1,d:0.5}",

@@ -17,13 +17,15 @@ PAIRS = ("train", "val", "test")  # the files of fresh pairs
 
 @dataclass(frozen=True)
 class Step:
-    """One run of a stage. where: by name the folders of earlier stages as this one means them. pairs: the folder of
-    the fresh pairs that it learns from. samples: it is no run, but makes such pairs for its stage."""
+    """One run of a stage. where: by name the folders of earlier stages as this one means them. start: the folder of
+    the run whose model it starts from. pairs: of the fresh pairs that it learns from. samples: it is no run, but makes
+    such pairs for its stage."""
 
     stage: StageSettings
     folder: Path
     round: int
     where: dict[str, Path]
+    start: Path | None = None
     pairs: Path | None = None
     samples: bool = False
 
@@ -46,19 +48,23 @@ class Step:
         return read_json(file, f"pipeline_dir={self.folder}") if file.is_file() else {}
 
     def words(self, asked: Sequence[str], own: dict[str, list[str]]) -> list[str]:
-        """The stage's, with the folders that it names, what is asked of all, and what of this one."""
-        mine = [*own.get(self.stage.name, []), *(own.get(FRESH, []) if self.samples else [])]
+        """The stage's, with the folders that it names, what is asked of all, and what of this one. Who samples is not
+        who will learn from it."""
+        mine = own.get(self.stage.name, [])
+        if self.samples:
+            mine = [word for word in mine if key_of(word).partition(".")[0] != "model"] + own.get(FRESH, [])
         return [*(self._placed(word) for word in self.stage.words), *asked, *mine]
 
     def follows(self, own: Sequence[str], asked: Mapping[str, Any], writer: dict[str, Any] | None) -> dict[str, Any]:
         """Keys and values by which it goes on from what lies in other folders; they come after all words.
 
-        own: the words for this stage alone. asked: what all words ask for. writer: who wrote the pairs of the
-        controlled world, which `model` no longer says.
+        own: the words for this stage alone, which may name a model to begin with. asked: what all words ask for.
+        writer: who wrote the pairs of the controlled world, which `model` no longer says.
         """
         found: dict[str, Any] = {} if writer is None else {"data.writer": writer}
-        if self.stage.start and "model.name" not in {key_of(word) for word in own}:
-            found |= _from_model(self.where[self.stage.start] / "model", asked)
+        given = self.round == 1 and "model.name" in {key_of(word) for word in own}
+        if self.start is not None and not given:
+            found |= _from_model(self.start / "model", asked)
         if self.pairs is not None:
             found |= {f"data.{key}": value for key, value in _pairs_of(self.pairs).items()}
         return found
@@ -70,20 +76,24 @@ class Step:
 
 
 def steps_of(settings: PipelineSettings, folder: Path) -> list[Step]:
-    """Of all rounds. After a round the name of the first stage means the last one: its policy is what goes on."""
+    """Of all rounds. After a round the name of the first stage means the last one: its policy is what goes on. A stage
+    that learns from fresh pairs of that policy starts from its own last model."""
     found: list[Step] = []
     where: dict[str, Path] = {}
     first, last = settings.stages[0].name, settings.stages[-1].name
 
-    def add(stage: StageSettings, turn: int, **more: Any) -> Path:
+    def add(stage: StageSettings, turn: int, start: Path | None, **more: Any) -> Path:
         name = FRESH if more.get("samples") else stage.name
-        found.append(Step(stage, folder / f"{len(found) + 1}-{name}", turn, dict(where), **more))
+        found.append(Step(stage, folder / f"{len(found) + 1}-{name}", turn, dict(where), start, **more))
         return found[-1].folder
 
     for turn in range(1, settings.rounds + 1):
         for stage in settings.stages if turn == 1 else settings.stages[1:]:
-            pairs = add(stage, turn, samples=True) if stage.fresh and turn > 1 else None
-            where[stage.name] = add(stage, turn, pairs=pairs)
+            start, pairs = where.get(stage.start or ""), None
+            if stage.fresh and turn > 1:
+                pairs = add(stage, turn, start, samples=True)
+                start = where[stage.name]
+            where[stage.name] = add(stage, turn, start, pairs=pairs)
         where[first] = where[last]
     return found
 
