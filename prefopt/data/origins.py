@@ -45,8 +45,8 @@ class Origin(Protocol):
     def check(self) -> None:
         """Read everything once, before anything heavy is loaded. RequestError at the first row that is wrong."""
 
-    def kinds(self) -> frozenset[str]:
-        """What its rows can be shown as: demonstrations, pairs, labels. After `check`."""
+    def kinds(self) -> frozenset[str] | None:
+        """What its rows can be shown as: demonstrations, pairs, labels. After `check`; None: not fetched yet."""
 
     def demonstrations(self) -> Iterable[Example]:
         """Training demonstrations, one completion each: what a tiny base is fitted to."""
@@ -145,8 +145,8 @@ class Recorded:
         if self.settings.on_leak == "error":
             self._splits.refuse_leaks()
 
-    def kinds(self) -> frozenset[str]:
-        return frozenset(self._kinds)
+    def kinds(self) -> frozenset[str] | None:
+        return frozenset(self._kinds) if self.local else None
 
     def demonstrations(self) -> Iterator[Example]:
         """The best completion of each training row, if it was judged good."""

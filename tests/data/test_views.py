@@ -354,7 +354,7 @@ def test_kto_and_dpo_see_the_same_examples():
 @pytest.mark.parametrize("data", ["rankings", "rollouts", "steps"])
 def test_what_no_recorded_example_gives_is_refused(data: str):
     with pytest.raises(
-        RequestError, match=rf"\Arecorded examples are demonstrations, pairs, labels; this loss needs {data}, which"
+        RequestError, match=rf"\Arecorded examples are demonstrations, pairs, labels; this loss needs {data}\Z"
     ):
         view(data, PAIRS)
 
