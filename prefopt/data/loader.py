@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import lightning as L
+import numpy as np
 import torch
 
 from prefopt.data.views import View
@@ -139,12 +140,14 @@ class Source:
     """Who speaks in training: what every optimiser step learns from.
 
     plan: how many steps there are, and of how many examples. measures: what it has to tell of itself at every step,
-    always the same names. sampling_seconds: that this rank has sampled so far; None where nothing is.
+    always the same names. sampling_seconds: that this rank has sampled so far; None where nothing is. judge: what
+    answers (prefopt.rewards.Answer) are worth, [n], by the reward that is optimised; None where nobody judges.
     """
 
     plan: Plan
     measures: Mapping[str, float] = {}
     sampling_seconds: float | None = None
+    judge: Callable[[Sequence[Any]], np.ndarray | None] | None = None
 
     def attach(self, trainer: L.Trainer) -> None:
         """Called before the first step, with whom it speaks for."""

@@ -80,12 +80,7 @@ def _answers(
         generator=torch.Generator(policy.device).manual_seed(request.settings.seed),
         batch_size=source.batch_size,
     )
-    answers = []
-    for prompt, ids in zip(twice, (ids.cpu() for ids in found), strict=True):
-        ended = bool(len(ids)) and int(ids[-1]) in policy.end_ids
-        wanted = prompt.example.completions[0] if prompt.example.good(0) else None
-        answers.append(Answer(prompt.example.prompt, text(ids.tolist()), ids, ended, wanted))
-    return answers
+    return [Answer.of(prompt, ids, text, policy.end_ids) for prompt, ids in zip(twice, found, strict=True)]
 
 
 # ---------------------------------------------------------------- judging

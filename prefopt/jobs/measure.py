@@ -22,6 +22,7 @@ from prefopt.models.reference import reference_logps
 from prefopt.module import PreferenceModule
 from prefopt.progress import track
 from prefopt.records import Batch
+from prefopt.rewards import Answer
 from prefopt.scoring import generate, score
 from prefopt.settings import EvaluationSettings
 
@@ -71,6 +72,7 @@ def sample_policy(
     renderer: Renderer,
     settings: EvaluationSettings,
     gold: Callable[[str, str], float] | None,
+    judge: Callable[[Sequence[Answer]], np.ndarray | None] | None,
     *,
     seed: int,
     against_base: bool,
@@ -79,6 +81,7 @@ def sample_policy(
     one, whose mean is the KL only if the policy itself was sampled: at temperature 1. Without it the policy is the base
     itself."""
     ids = [torch.from_numpy(encoded.prompt).to(policy.device) for encoded in prompts]
+    asked = [encoded for encoded in prompts for _ in range(settings.samples_per_prompt)]
     repeated = [prompt for prompt in ids for _ in range(settings.samples_per_prompt)]
     generator = torch.Generator(policy.device).manual_seed(seed)
     size: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
@@ -87,12 +90,13 @@ def sample_policy(
     kl = None if against_base else np.zeros(len(sampled))
     if against_base and module.base is not None and settings.temperature == 1:
         kl = _log_ratios(policy, module, repeated, sampled, settings.batch_size)
-    texts = [renderer.text(answer.tolist()) for answer in sampled]
+    said = [Answer.of(*one, renderer.text, policy.end_ids) for one in zip(asked, sampled, strict=True)]
+    texts = [answer.text for answer in said]
     worth = None
     if gold is not None:
-        asked = [encoded.example.prompt_text for encoded in prompts for _ in range(settings.samples_per_prompt)]
-        worth = np.array([gold(prompt, text) for prompt, text in zip(asked, texts, strict=True)])
-    answers = Answers(settings.samples_per_prompt, [answer.tolist() for answer in sampled], kl, worth)
+        worth = np.array([gold(one.example.prompt_text, text) for one, text in zip(asked, texts, strict=True)])
+    judged = judge(said) if judge is not None else None
+    answers = Answers(settings.samples_per_prompt, [ids.tolist() for ids in sampled], kl, worth, judged)
     return Sampled(answers, texts, [renderer.text(answer.tolist()) for answer in greedy])
 
 
@@ -130,12 +134,13 @@ def compared_answers(
     renderer: Renderer,
     settings: EvaluationSettings,
     seed: int,
+    judge: Callable[[Sequence[Answer]], np.ndarray | None] | None = None,
 ) -> Compared:
-    """Sampled on the device that the trainer has, in its precision."""
+    """Sampled on the device that the trainer has, in its precision. judge: who says what answers are worth."""
     module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU when a validation ends
     prompts = fixed_prompts(dataset, settings.prompts)
     # Two seeds: the answers of the policy and of its base are compared as independent samples.
-    ask = (module, prompts, renderer, settings, dataset.gold)
+    ask = (module, prompts, renderer, settings, dataset.gold, judge)
     as_trained = trainer.precision_plugin.forward_context
     with as_trained():
         own = sample_policy(module.policy, *ask, seed=2 * seed, against_base=True)

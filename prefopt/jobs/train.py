@@ -171,7 +171,8 @@ def _finish(
         complete(run.path / "validation.jsonl", trainer, val.measures)
     answers = None
     if "lm" in request.objective.needs.heads:
-        answers = compared_answers(trainer, module, dataset, parts.renderer, settings.evaluation, settings.seed)
+        told = (settings.evaluation, settings.seed, parts.source.judge)
+        answers = compared_answers(trainer, module, dataset, parts.renderer, *told)
     module.cpu()  # where an export will read what is saved here, and compare
     write_lines(run.path / "val.jsonl", held_out_rows(val.table, dataset.val))
     write_lines(run.path / "test.jsonl", held_out_rows(test.table, dataset.test))

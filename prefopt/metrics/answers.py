@@ -21,13 +21,15 @@ class Answers:
 
     ids: tokens of each. kl: [P·K] Σ_t log π - log π_base in nats, None
     where it was not asked, zeros for the base. gold: [P·K] the true
-    rewards where they are known.
+    rewards where they are known. judged: [P·K] the rewards that are
+    optimised, where a policy learns from its own answers.
     """
 
     per_prompt: int
     ids: Sequence[Sequence[int]]
     kl: np.ndarray | None = None
     gold: np.ndarray | None = None
+    judged: np.ndarray | None = None
 
 
 def answer_measures(answers: Answers, base: Answers | None = None) -> dict[str, float | None]:
@@ -36,10 +38,9 @@ def answer_measures(answers: Answers, base: Answers | None = None) -> dict[str, 
     length: tokens. distinct_2: different bigrams over all bigrams. self_bleu: how alike the answers to one prompt
     are, None where each has one. repetition: share of an answer's trigrams that it has said before. kl: Monte-Carlo
     KL to the base, nats per completion. stderr: of the mean over prompts, whose answers are not independent.
-    win_rate_vs_reference: by gold reward, a tie one half.
+    annotation: the reward that is optimised. win_rate_vs_reference: by gold reward, a tie one half.
     """
-    kl = (None, None) if answers.kl is None else _mean(answers.kl, answers.per_prompt)
-    gold = (None, None) if answers.gold is None else _mean(answers.gold, answers.per_prompt)
+    kl, gold, judged = (_mean(values, answers.per_prompt) for values in (answers.kl, answers.gold, answers.judged))
     wins = None
     if base is not None and base.gold is not None and answers.gold is not None:
         wins = float(np.mean(won(answers.gold - base.gold)))
@@ -52,6 +53,8 @@ def answer_measures(answers: Answers, base: Answers | None = None) -> dict[str, 
         "kl_stderr": kl[1],
         "gold_reward": gold[0],
         "gold_reward_stderr": gold[1],
+        "annotation": judged[0],
+        "annotation_stderr": judged[1],
         "win_rate_vs_reference": wins,
     }
 
@@ -125,7 +128,9 @@ def gold_gain(policy: Answers, base: Answers) -> dict[str, float]:
     }
 
 
-def _mean(values: np.ndarray, per_prompt: int) -> tuple[float, float | None]:
+def _mean(values: np.ndarray | None, per_prompt: int) -> tuple[float | None, float | None]:
     """Mean and its standard error, prompts being the independent units."""
+    if values is None:
+        return None, None
     prompts = values.reshape(-1, per_prompt).mean(1)
     return float(values.mean()), float(stats.sem(prompts)) if len(prompts) > 1 else None

@@ -21,6 +21,7 @@ ROWS = (
 )
 SAMPLED = (
     ("gold reward", "gold_reward", ""),
+    ("reward, optimised", "annotation", ""),
     ("wins against the base", "win_rate_vs_reference", "share"),
     ("KL to the base", "kl", "nats"),
     ("answer length", "length", "tokens"),

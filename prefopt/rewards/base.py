@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from prefopt.data.examples import Text
+from prefopt.data.examples import Encoded, Text
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,13 @@ class Answer:
     ids: Tensor
     ended: bool
     wanted: str | None
+
+    @classmethod
+    def of(cls, prompt: Encoded, ids: Tensor, text: Callable[[list[int]], str], end_ids: Collection[int]) -> Answer:
+        """To a prompt of the data. text: ids to the answer they say."""
+        wanted = prompt.example.completions[0] if prompt.example.good(0) else None
+        ended = bool(len(ids)) and int(ids[-1]) in end_ids
+        return cls(prompt.example.prompt, text(ids.tolist()), ids.cpu(), ended, wanted)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 Smoothed = Mapping[str, np.ndarray]
 Guard = Callable[[Smoothed, float], str | None]
@@ -25,8 +26,10 @@ class Alarm:
 
 
 def smoothed(history: Sequence[Mapping[str, float]], window: int) -> dict[str, np.ndarray]:
-    """Of every measure the mean of the last `window` collections, at every collection that has so many behind it."""
-    return {name: np.convolve([row[name] for row in history], np.ones(window) / window, "valid") for name in history[0]}
+    """Of every measure the median of the last `window` collections, at every collection that has so many behind it: a
+    policy that stumbles for fewer than half of them, and gets up again, is not wrong."""
+    shown = {name: np.array([row[name] for row in history]) for name in history[0]}
+    return {name: np.median(sliding_window_view(values, window), axis=1) for name, values in shown.items()}
 
 
 def kl(seen: Smoothed, at: float) -> str | None:

@@ -19,6 +19,7 @@ from prefopt.errors import RequestError, first_line
 from prefopt.models.policy import Policy
 from prefopt.models.reference import reference_logps
 from prefopt.objectives import Objective
+from prefopt.progress import say
 from prefopt.records import Columns, Scores
 from prefopt.rewards import Annotator, Answer, Calibrating
 from prefopt.rollouts.collection import Collection, Found, joined, ordered
@@ -75,6 +76,18 @@ class Rollouts(Source):
         self._shown: Shown | None = None
         self._resumed: dict[str, Any] | None = None
 
+    def judge(self, answers: Sequence[Answer]) -> np.ndarray | None:
+        """Training's statistics stay as they are. What cannot be judged, by a rule that knows training prompts only,
+        must not cost a trained run its end: None, and a sentence why."""
+        before = self.speaking.annotator.state_dict()
+        try:
+            return self.speaking.annotator(answers).reward
+        except RequestError as error:
+            say(f"held-out answers are not judged: {error}")
+            return None
+        finally:
+            self.speaking.annotator.load_state_dict(before)
+
     def attach(self, trainer: L.Trainer) -> None:
         self.trainer = trainer
         self.module: Any = trainer.lightning_module
@@ -121,7 +134,8 @@ class Rollouts(Source):
 
     def _judge(self, prompts: Sequence[Encoded], own: dict[int, list[Tensor]]) -> dict[str, Tensor]:
         """[answers] each: the reward, what it is made of, and what the watching annotator says."""
-        asked = [self._said(prompts[place], ids) for place, answers in own.items() for ids in answers]
+        said = (self.speaking.text, self.module.policy.end_ids)
+        asked = [Answer.of(prompts[place], ids, *said) for place, answers in own.items() for ids in answers]
         if not self.speaking.annotator.calibrated:  # the first answers are the base's
             self.speaking.annotator.calibrate(asked)
         judged = self.speaking.annotator(asked)
@@ -129,11 +143,6 @@ class Rollouts(Source):
         if self.speaking.watch is not None:
             found["watched"] = self.speaking.watch(asked).reward
         return {name: torch.from_numpy(np.asarray(values, dtype=np.float64)) for name, values in found.items()}
-
-    def _said(self, prompt: Encoded, ids: Tensor) -> Answer:
-        best = prompt.example.completions[0] if prompt.example.good(0) else None
-        ended = bool(len(ids)) and int(ids[-1]) in self.module.policy.end_ids
-        return Answer(prompt.example.prompt, self.speaking.text(ids.tolist()), ids, ended, best)
 
     def _score(self, prompts: Sequence[Encoded], own: dict[int, list[Tensor]], pack: Sequence[int]) -> Scores:
         """A pack of the first pass, scored as training will score it, and under whom it is held against; on the CPU."""
