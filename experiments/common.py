@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.systems.launch import processor
+from prefopt.run import ENDED
 
 HERE = Path(__file__).resolve().parent
 Made = tuple[str, dict[str, Any], dict[str, Any]]
@@ -50,11 +51,11 @@ def keep(made: Path, name: str, *figures: str) -> None:
 
 
 def summaries(runs: Path) -> list[Made]:
-    """Of every finished run of a sweep its name, config and summary, by name."""
+    """Of every run of a sweep that has ended its name, config and summary, by name."""
     found = []
     for file in sorted(runs.glob("*/summary.json")):
         summary = json.loads(file.read_text("utf-8"))
-        if summary["status"] == "finished":
+        if summary["status"] in ENDED:
             config = json.loads((file.parent / "config.json").read_text("utf-8"))
             found.append((file.parent.name, config, summary))
     return found

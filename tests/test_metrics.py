@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from prefopt.data.examples import Encoded, Example
-from prefopt.metrics.answers import Answers, _shared, answer_measures, bleus, distinct, gold_gain, self_bleu
+from prefopt.metrics.answers import Answers, _shared, answer_measures, best_of, bleus, distinct, gold_gain, self_bleu
 from prefopt.metrics.held_out import HeldOutTable, gold_measures, measures, slice_measures
 from prefopt.metrics.rewardbench import OVERALL, SECTIONS, section_scores
 from prefopt.metrics.rows import describe, wins
@@ -240,3 +241,21 @@ def test_gold_gain_by_hand():
     assert found["gold_gain_low"] == pytest.approx(3 - 12.7062, abs=1e-3)
     assert found["gold_gain_high"] == pytest.approx(3 + 12.7062, abs=1e-3)
     assert found["best_of_4_gain"] == pytest.approx(1.5)
+
+
+def test_the_best_of_n_by_hand():
+    """The judge's order of the worths is 20, 30, 10, 40. Of the six pairs one has its best in the second place, two in
+    the third, three in the last: (30 + 2 · 10 + 3 · 40) / 6; of all four the best is the last."""
+    judged, worth = np.array([[3.0, 1, 2, 4]]), np.array([[10.0, 20, 30, 40]])
+    assert best_of(1, judged, worth) == pytest.approx(25)
+    assert best_of(2, judged, worth) == pytest.approx(170 / 6)
+    assert best_of(4, judged, worth) == pytest.approx(40)
+
+
+def test_the_best_of_n_is_the_mean_over_every_choice():
+    draw = np.random.default_rng(0)
+    judged, worth = draw.normal(size=(2, 3, 7))
+    for n in (1, 3, 7):
+        choices = [list(some) for some in itertools.combinations(range(7), n)]
+        every = [worth[p, some][judged[p, some].argmax()] for p in range(3) for some in choices]
+        assert best_of(n, judged, worth) == pytest.approx(np.mean(every))

@@ -64,7 +64,8 @@ def desk(tmp_path, cache_dir) -> Path:
 
 
 @pytest.mark.parametrize("arguments", ["experiment=demo", *TRAIN])
-def test_training_commands(desk, cache_dir, arguments, monkeypatch):
+def test_training_commands(desk, cache_dir, arguments, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
     if "model.name" in arguments:
         _save_tokenizer(desk)
     asked = shlex.split(arguments)
@@ -75,22 +76,24 @@ def test_training_commands(desk, cache_dir, arguments, monkeypatch):
         judge = ["loss=bradley_terry", "data=jsonl", "data.train=pairs.jsonl", "trainer.max_steps=1"]
         own_sizes = [s for s in SMALL if not s.startswith("data.world")]
         made = [*judge, *own_sizes, f"run_dir={desk / 'runs/judge'}", f"cache_dir={cache_dir}"]
-        monkeypatch.chdir(desk)
         assert train(compose_request(made)) == OK
     if any(argument.startswith("model=hf") for argument in asked):
         sizes = [s for s in sizes if not s.startswith("model.tiny")]
     if "data=jsonl" in asked:
         sizes = [s for s in sizes if not s.startswith("data.world")]
     run = [] if "run_dir" in own else ["run_dir=run"]
-    done = subprocess.run(
-        [sys.executable, "-m", "prefopt.train", *asked, *sizes, *run, f"cache_dir={cache_dir}"],
-        cwd=desk,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "run folder" in done.stdout
+    command = [*asked, *sizes, *run, f"cache_dir={cache_dir}"]
+    if "strategy=ddp" in asked:  # of several processes
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        whole = [sys.executable, "-m", "prefopt.train", *command]
+        done = subprocess.run(whole, env=env, capture_output=True, text=True)
+        assert done.returncode == OK, done.stderr[-2000:]
+        said = done.stdout
+    else:
+        monkeypatch.setattr(sys, "argv", ["prefopt.train", *command])
+        assert main() == OK
+        said = capsys.readouterr().out
+    assert "run folder" in said
 
 
 @pytest.mark.parametrize(("arguments", "jobs"), zip(SWEEPS, (8, 63, 1), strict=True))

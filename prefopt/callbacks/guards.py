@@ -56,7 +56,9 @@ class Guards(L.Callback):
         self.wrong = {name: self.wrong.get(name, 0) + 1 for name in wrong}
         for name, said in wrong.items():
             if self.wrong[name] >= self.settings.patience and name not in {alarm.guard for alarm in self.alarms}:
-                self._raise(Alarm(name, trainer.global_step, self.on[name].do, said))
+                action = self.on[name].do
+                back_to = self.kept_at if action == "rollback" else None
+                self._raise(Alarm(name, trainer.global_step, action, said, back_to))
         best = "watched" not in seen or seen["watched"].argmax() == len(seen["watched"]) - 1
         if not wrong and best and any(guard.do == "rollback" for guard in self.on.values()):
             self.kept = {name: p.detach().cpu().clone() for name, p in module.policy.trainable().items()}

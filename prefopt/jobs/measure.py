@@ -151,7 +151,8 @@ def compared_answers(
 
 
 def sample_rows(compared: Compared) -> list[dict[str, Any]]:
-    """samples.jsonl: every fixed prompt with the answers of the policy and of the base; gold: of the sampled ones."""
+    """samples.jsonl: every fixed prompt with the answers of the policy and of the base; gold and annotation: of the
+    sampled ones."""
     return [
         {
             "prompt": encoded.example.prompt,
@@ -163,13 +164,14 @@ def sample_rows(compared: Compared) -> list[dict[str, Any]]:
 
 
 def _said(sampled: Sampled | None, i: int) -> dict[str, Any]:
-    """To prompt i. gold: None where the true reward is not known."""
+    """To prompt i. gold, annotation: None where nobody knows the true reward, or nobody judges."""
     if sampled is None:
-        return dict.fromkeys(("greedy", "sampled", "gold"))
-    gold, k = sampled.answers.gold, sampled.answers.per_prompt
+        return dict.fromkeys(("greedy", "sampled", "gold", "annotation"))
+    k = sampled.answers.per_prompt
     own = slice(i * k, (i + 1) * k)
-    worth = None if gold is None else gold[own].tolist()
-    return {"greedy": sampled.greedy[i], "sampled": sampled.sampled[own], "gold": worth}
+    worth = {"gold": sampled.answers.gold, "annotation": sampled.answers.judged}
+    said = {name: None if values is None else values[own].tolist() for name, values in worth.items()}
+    return {"greedy": sampled.greedy[i], "sampled": sampled.sampled[own], **said}
 
 
 # ---------------------------------------------------------------- what a summary says

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.special import comb
 
 from prefopt.metrics.rows import won
 
@@ -112,20 +113,30 @@ def _shared(texts: Sequence[Sequence[int]], n: int) -> list[int]:
 
 
 def gold_gain(policy: Answers, base: Answers) -> dict[str, float]:
-    """The gold reward's gain over the base with its 95 % interval (t over prompts), and best-of-4's gain.
-
-    Best of 4: the largest gold reward of every four of the base's own answers to a prompt, on average.
-    """
+    """The gold reward's gain over the base with its 95 % interval (t over prompts), and that of the best by gold of
+    four answers of the base."""
     gains = (policy.gold - base.gold).reshape(-1, policy.per_prompt).mean(1)
     half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains) if len(gains) > 1 else np.nan
     rows = base.gold.reshape(-1, base.per_prompt)
-    fours = rows[:, : base.per_prompt // 4 * 4].reshape(len(rows), -1, 4)
     return {
         "gold_gain": float(gains.mean()),
         "gold_gain_low": float(gains.mean() - half),
         "gold_gain_high": float(gains.mean() + half),
-        "best_of_4_gain": float(fours.max(2).mean() - rows.mean()) if fours.size else np.nan,
+        "best_of_4_gain": best_of(4, rows, rows) - float(rows.mean()) if base.per_prompt >= 4 else np.nan,
     }
+
+
+def best_of(n: int, judged: np.ndarray, worth: np.ndarray) -> float:
+    """Expected worth of that one of n answers to a prompt which the judge likes best: a mean over prompts and over all
+    choices of n of their K.
+
+    Of K answers in rising order the i-th (from 1) is the best of C(i - 1, n - 1) among the C(K, n) choices of n, so the
+    mean over choices is Σ_i worth_i C(i - 1, n - 1) / C(K, n), without bias for any n ≤ K (the estimator of Nakano et
+    al. 2021, https://arxiv.org/abs/2112.09332, appendix I). judged, worth: [P, K].
+    """
+    k = judged.shape[1]
+    chosen = comb(np.arange(k), n - 1) / comb(k, n)
+    return float((np.take_along_axis(worth, judged.argsort(1, kind="stable"), 1) * chosen).sum(1).mean())
 
 
 def _mean(values: np.ndarray | None, per_prompt: int) -> tuple[float | None, float | None]:

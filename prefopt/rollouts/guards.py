@@ -17,12 +17,14 @@ Guard = Callable[[Smoothed, float], str | None]
 
 @dataclass(frozen=True)
 class Alarm:
-    """A guard that was crossed, at the collection of an optimiser step. action: warn, stop or rollback."""
+    """A guard that was crossed, at the collection of an optimiser step. action: warn, stop or rollback. back_to: the
+    step whose weights a rollback ends with; None where there are none to go back to."""
 
     guard: str
     step: int
     action: str
     sentence: str
+    back_to: int | None = None
 
 
 def smoothed(history: Sequence[Mapping[str, float]], window: int) -> dict[str, np.ndarray]:

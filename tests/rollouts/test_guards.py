@@ -146,7 +146,8 @@ def test_a_constant_reward_stops_the_run():
     callback, told, module, _ = run(settings(equal_rewards=(0.9, "stop")), annotator=Same())
     assert module.trainer.global_step == 1
     assert callback.ends.guard == "equal_rewards"
-    assert told == [[{"guard": "equal_rewards", "step": 0, "action": "stop", "sentence": callback.ends.sentence}]]
+    said = {"guard": "equal_rewards", "step": 0, "action": "stop", "sentence": callback.ends.sentence, "back_to": None}
+    assert told == [[said]]
 
 
 def test_rewarded_length_is_stopped_where_answers_reach_the_cap():
@@ -218,6 +219,7 @@ def test_going_back_is_to_the_best_of_what_watches(do):
     after = dict(module.policy.named_parameters())
     at_best = all(torch.equal(weights[4][name], after[name]) for name in after)
     assert at_best == (do == "rollback")
+    assert callback.ends.back_to == (4 if do == "rollback" else None)
     assert module.trainer.global_step == end + 1
 
 
