@@ -21,9 +21,9 @@ from prefopt.settings import GuardsSettings
 
 class Guards(L.Callback):
     """Each guard raises one alarm, once so many collections in a row are wrong. A collection shows the policy that was
-    about to train on it: to go back is to have its weights again, those of the last collection at which nothing was
-    wrong and what watches, if anything does, was at its best. What has happened is part of the checkpoint, so this
-    callback comes before the one that saves."""
+    about to train on it: to go back is to have its weights again, those of the last collection at which no guard that
+    may end the run was crossed and what watches, if anything does, was at its best. What has happened is part of the
+    checkpoint, so this callback comes before the one that saves."""
 
     def __init__(
         self, source: Rollouts, settings: GuardsSettings, tell: Callable[[list[dict[str, Any]]], None]
@@ -60,7 +60,8 @@ class Guards(L.Callback):
                 back_to = self.kept_at if action == "rollback" else None
                 self._raise(Alarm(name, trainer.global_step, action, said, back_to))
         best = "watched" not in seen or seen["watched"].argmax() == len(seen["watched"]) - 1
-        if not wrong and best and any(guard.do == "rollback" for guard in self.on.values()):
+        ending = [name for name in wrong if self.on[name].do != "warn"]
+        if not ending and best and any(guard.do == "rollback" for guard in self.on.values()):
             self.kept = {name: p.detach().cpu().clone() for name, p in module.policy.trainable().items()}
             self.kept_at = trainer.global_step
 
@@ -71,9 +72,12 @@ class Guards(L.Callback):
             trainer.should_stop = True
 
     @torch.no_grad()
-    def on_train_end(self, trainer: L.Trainer, module: PreferenceModule) -> None:
-        if self.ends is None or self.ends.action != "rollback" or not self.kept:
+    def go_back(self, module: PreferenceModule) -> None:
+        """When training has ended: where that was asked for, to the weights that were kept."""
+        if self.ends is None or self.ends.action != "rollback":
             return
+        if not self.kept:
+            return say("there is nothing to go back to: something was wrong from the first collections on")
         for name, parameter in module.policy.trainable().items():
             parameter.copy_(self.kept[name])
         say(f"back to the weights of step {self.kept_at}, the last at which nothing was wrong")

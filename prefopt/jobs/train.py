@@ -124,6 +124,8 @@ def _run(request: Request, run: RunFolder) -> bool:
     torch.manual_seed(settings.seed)
     trainer.fit(module, datamodule=build_data(request, parts), ckpt_path=resume, weights_only=True)
     stopped = any(guard.ends for guard in guards)
+    for guard in guards:
+        guard.go_back(module)
     if checkpoints.interrupted or (trainer.global_step < parts.plan.steps and not stopped):
         return False
     _finish(request, run, parts, module, trainer, clock, "stopped" if stopped else "finished")

@@ -44,7 +44,7 @@ def kl(seen: Smoothed, at: float) -> str | None:
 
 def kl_for_nothing(seen: Smoothed, at: float) -> str | None:
     """Since the reward was last as high the KL has risen by over `at` nats."""
-    reward, distance = seen["annotation"], seen["sampled_kl"]
+    reward, distance = _said(seen), seen["sampled_kl"]
     before = np.flatnonzero(reward[:-1] >= reward[-1])
     if not len(before) or distance[-1] - distance[before].min() <= at:
         return None
@@ -97,7 +97,7 @@ def overoptimised(seen: Smoothed, at: float) -> str | None:
     larger than what it moves from collection to collection anyway is none."""
     if "watched" not in seen or len(seen["watched"]) < 2:
         return None
-    watched, reward = seen["watched"], seen["annotation"]
+    watched, reward = seen["watched"], _said(seen)
     peak = int(watched.argmax())
     gain, lost = watched[peak] - watched[0], watched[peak] - watched[-1]
     moves = float(np.abs(np.diff(watched[: peak + 1])).mean()) if peak else 0.0
@@ -107,6 +107,11 @@ def overoptimised(seen: Smoothed, at: float) -> str | None:
         f"the judge that only watches fell from {watched[peak]:.3f} to {watched[-1]:.3f}, and the optimised reward "
         f"went from {reward[peak]:.3f} to {reward[-1]:.3f}: its mistakes are being learnt"
     )
+
+
+def _said(seen: Smoothed) -> np.ndarray:
+    """What is optimised, as the judge itself said it: in units of a running spread it may fall while that rises."""
+    return seen.get("annotation_raw", seen["annotation"])
 
 
 GUARDS: dict[str, Guard] = {
