@@ -77,7 +77,8 @@ class Guards(L.Callback):
         if self.ends is None or self.ends.action != "rollback":
             return
         if not self.kept:
-            return say("there is nothing to go back to: something was wrong from the first collections on")
+            say("there is nothing to go back to: something was wrong from the first collections on")
+            return
         for name, parameter in module.policy.trainable().items():
             parameter.copy_(self.kept[name])
         say(f"back to the weights of step {self.kept_at}, the last at which nothing was wrong")
