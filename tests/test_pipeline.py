@@ -19,7 +19,7 @@ from prefopt.data.examples import Encoded, Example
 from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError
 from prefopt.jobs.fresh import Judge
 from prefopt.models.base import Base
-from prefopt.pipeline.steps import in_words, steps_of
+from prefopt.pipeline.steps import Step, in_words, steps_of
 from prefopt.rewards import Answer
 from prefopt.rewards.gold import Gold
 from prefopt.settings.pipelines import PipelineSettings, StageSettings
@@ -165,9 +165,21 @@ def test_steps_of_two_rounds():
     assert steps[2].words([], {})[0] == "reward.name='/p/2-rm'"
     assert steps[5].words([], {}) == ["reward.name='/p/5-rm'", "y='/p/5-rm/model'"]
     assert [step.pairs for step in steps] == [None, None, None, None, Path("/p/4-fresh"), None]
+    several = stage("both", None, "reward.names=[{rm}, {sft}/x]", r"p='\d{2}'", "q=")
+    several = Step(several, Path("/p/b"), 1, steps[2].where)
+    assert several.words([], {}) == ["reward.names=['/p/2-rm','/p/1-sft/x']", r"p='\d{2}'", "q="]
     own = {"rm": ["b=1", "model=m", "model.name=n"], "fresh": ["c=1"]}
     assert steps[3].words(["a=1"], own) == ["x=1", "a=1", "b=1", "c=1"]  # the policy speaks, not what rm begins with
     assert steps[4].words(["a=1"], own) == ["x=1", "a=1", *own["rm"]]
+
+
+def test_fresh_pairs_are_the_last_policys():
+    """Also where the reward model starts from a base of its own."""
+    own = [stage("sft"), stage("rm", None, "model=hf", "model.name=big", "x=1", fresh=True), stage("rl", "sft")]
+    steps = steps_of(PipelineSettings(stages=own, rounds=2), Path("/p"))
+    assert (steps[3].name, steps[3].start) == ("fresh", Path("/p/3-rl"))
+    assert steps[3].words([], {}) == ["x=1"]
+    assert steps[4].start == Path("/p/2-rm")
 
 
 def test_what_a_stage_goes_on_from():

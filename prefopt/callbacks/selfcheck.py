@@ -24,12 +24,15 @@ LOW = 0.1  # nats, of lower precisions
 class SelfCheck(L.Callback):
     """Before the first step: scoring agrees with the model's own logits, and the policy with its reference, so that
     the loss is what theory says at π = π_ref. After it: every group of trainable weights has moved. A step whose
-    gradients overflow under 16-mixed is skipped and moves nothing, so the first one that is not counts.
+    gradients overflow under 16-mixed is skipped and moves nothing, and nothing is learnt from answers of the policy's
+    own that are all worth the same; the first step that is neither counts.
     """
 
-    def __init__(self, paused: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """paused: a context in which no training time counts."""
-        self._paused = paused
+    def __init__(
+        self, paused: Callable[[], AbstractContextManager[None]] = nullcontext, own_answers: bool = False
+    ) -> None:
+        """paused: a context in which no training time counts. own_answers: whether the policy learns from its own."""
+        self._paused, self._own_answers = paused, own_answers
         self._before: dict[str, Tensor] = {}
         self._skipped = False
 
@@ -48,9 +51,12 @@ class SelfCheck(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: PreferenceModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if self._before and scaler_of(trainer) is not None:
-            gradients = (p.grad for p in module.policy.trainable().values() if p.grad is not None)
-            self._skipped = not all(bool(gradient.isfinite().all()) for gradient in gradients)
+        if not self._before:
+            return
+        gradients = [p.grad for p in module.policy.trainable().values() if p.grad is not None]
+        overflown = scaler_of(trainer) is not None and not all(bool(g.isfinite().all()) for g in gradients)
+        nothing = self._own_answers and not any(bool(g.any()) for g in gradients)
+        self._skipped = overflown or nothing
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: PreferenceModule, outputs: Any, batch: Batch, batch_idx: int

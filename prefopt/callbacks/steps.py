@@ -53,7 +53,7 @@ class Steps(L.Callback):
         self._step_tokens = 0
         self._read = self._padded = 0
         self._grad_norm = self._rate = 0.0
-        self._mark = 0.0
+        self._mark = self._sampled = 0.0
         self._file: Any = None
         self._writer: csv.DictWriter[str] | None = None
 
@@ -76,16 +76,16 @@ class Steps(L.Callback):
         finally:
             self.seconds += time.perf_counter() - began
 
-    def _tick(self) -> float:
-        now = time.perf_counter()
-        passed, self._mark = now - self._mark, now
-        self.seconds += passed
-        return passed
+    def _tick(self) -> None:
+        """What has passed since the last time, but for what answers in training took to sample."""
+        now, sampled = time.perf_counter(), self.source.sampling_seconds or 0.0
+        self.seconds += now - self._mark - (sampled - self._sampled)
+        self._mark, self._sampled = now, sampled
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self._keep_until(trainer.global_step)
-        self._mark = time.perf_counter()
+        self._mark, self._sampled = time.perf_counter(), self.source.sampling_seconds or 0.0
         self._last = self.seconds
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

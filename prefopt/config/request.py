@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from prefopt.objectives import Objective
 
 Keys = TypeVar("Keys")
+LEAST_LABELLED = 8  # prompts, so that some of them differ
 BUILT = ("loss", "optimizer", "schedule", "strategy")
 SECTIONS = (
     *("model", "data", "source", "reward", "guards", "trainer", "evaluation"),
@@ -208,7 +209,9 @@ def _defaults() -> DictConfig:
 def trained_objective(run: Finished, soft: str) -> Objective:
     """The method that a run trained by. soft: what a soft label is to it, as `data.soft`."""
     check_targets(run.config)
-    return build_objective(OmegaConf.create(run.config), soft)
+    found: Any = build_objective(OmegaConf.create(run.config), soft)
+    beta = (run.summary.get("rollouts") or {}).get("beta")  # that has followed a target of KL
+    return found if beta is None else replace(found, beta=beta)
 
 
 def _check_places(settings: Settings, plain: dict[str, Any], awaited: Path | None) -> None:
@@ -222,7 +225,9 @@ def _check_places(settings: Settings, plain: dict[str, Any], awaited: Path | Non
     for key, name in (("model.name", model.name), ("model.reference_name", model.reference_name)):
         if name and not _within(name, awaited):
             check_local(name, key)
-    for key, name in settings.reward.models():
+    watch = settings.source.watch
+    watching = [("source.watch", watch)] if watch not in (None, "auto", "gold") else []
+    for key, name in [*settings.reward.models(), *watching]:
         if not _within(name, awaited) and judging_run(name, key) is None:
             check_local(name, key)
     if model.quant is not None:
@@ -251,15 +256,41 @@ def _check_source(settings: Settings, origin: Origin, objective: Objective) -> N
         raise RequestError(
             f"source.samples must be at least {least}: loss={objective.name} compares a prompt's answers"
         )
-    if settings.reward.kind == "gold" and data.world is None:
-        raise RequestError("reward=gold is known in the controlled world only; take reward=model reward.name=RUN")
+    if data.world is None:
+        _refuse_gold(settings)
+    if settings.trainer.devices > 1 and settings.reward.scales():
+        raise RequestError("reward.scale must be none with trainer.devices > 1: each would keep statistics of its own")
     if data.batch_tokens is not None:
         raise RequestError("data.batch_tokens must be null with source=rollouts: how long answers get is not known")
+    devices, together = settings.trainer.devices, source.prompts or data.batch_size
+    if data.batch_size < devices:
+        raise RequestError(f"data.batch_size must be at least trainer.devices={devices} with source=rollouts")
     if source.prompts is not None and source.prompts < data.batch_size:
         raise RequestError(f"source.prompts must be at least data.batch_size={data.batch_size}; got {source.prompts}")
+    if needs.data == "labels" and together < LEAST_LABELLED:
+        raise RequestError(
+            f"source.prompts must be at least {LEAST_LABELLED}: loss={objective.name} holds answers against those to "
+            f"other prompts; got {together}"
+        )
+    if source.kl_target is not None and together * source.samples >= 5 * source.kl_horizon:
+        raise RequestError(
+            f"source.kl_horizon must be above {together * source.samples / 5:g}, a fifth of a collection's answers, "
+            f"or loss.beta could fall below 0; got {source.kl_horizon:g}"
+        )
     if source.kl_target is not None and (needs.data in RECORDED or not getattr(objective, "beta", 0)):
         raise RequestError("source.kl_target: this loss has no KL coefficient loss.beta above 0 that could follow it")
     return None
+
+
+def _refuse_gold(settings: Settings) -> None:
+    """Outside of the controlled world."""
+    asked = settings.reward.asks_gold()
+    if not asked and settings.source.watch != "gold":
+        return
+    key, model = ("source.watch", "source.watch=RUN") if not asked else (asked, f"{asked}=model")
+    if asked == "reward.kind":
+        key, model = "reward", "reward=model reward.name=RUN"
+    raise RequestError(f"{key}=gold is known in the controlled world only; take {model}")
 
 
 def _check_devices(trainer: TrainerSettings) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from prefopt.errors import RequestError
 from prefopt.jobs.loading import open_judge
 from prefopt.progress import say
@@ -29,23 +27,21 @@ class Around:
     """What annotators are built with beside their settings. chat: whether the policy speaks in turns of a template."""
 
     gold: Callable[[Any, str], float] | None
-    device: torch.device
     chat: bool
 
 
 def build_annotator(
     settings: RewardSettings,
     gold: Callable[[Any, str], float] | None,
-    device: torch.device,
     *,
     chat: bool = False,
 ) -> Calibrating:
-    """RequestError where what is asked cannot be had.
+    """On the CPU. RequestError where what is asked cannot be had.
 
-    gold: the true reward of (prompt, answer), where the data knows it. device: where reward models run. chat: whether
-    the policy's tokenizer has a chat template.
+    gold: the true reward of (prompt, answer), where the data knows it. chat: whether the policy's tokenizer has a chat
+    template.
     """
-    return _weighed(settings, "reward", Around(gold, device, chat))
+    return _weighed(settings, "reward", Around(gold, chat))
 
 
 def _weighed(settings: RewardSettings, key: str, around: Around) -> Calibrating:
@@ -95,7 +91,6 @@ def _model(name: str, key: str, settings: RewardSettings, around: Around) -> Mod
     judge = open_judge(name, key=key)
     if around.chat and not judge.renderer.tokenizer.chat_template:
         say(f"{key}={name} has no chat template, and the policy has: it judges its answers as plain text")
-    judge.model.policy.to(around.device)
     return Model(judge)
 
 

@@ -118,6 +118,8 @@ class Measured(Objective):
 def measuring_module(subject: Subject, dataset: Dataset) -> PreferenceModule:
     """What trained the subject, or something that only measures, around a policy that stays as it is."""
     objective, policy = subject.method, subject.policy
+    if objective is not None:  # a critic of its own is not part of what was trained for
+        objective.refine(heads=objective.needs.heads & ({"lm"} | set(policy.heads)))
     if objective is None or not any(objective.needs.data in row.example.kinds for row in dataset.test):
         heads = objective.needs.heads if objective else frozenset(policy.heads) | ({"lm"} if policy.speaks else set())
         reference = objective is not None and objective.needs.reference

@@ -25,11 +25,11 @@ from prefopt.jobs.annotator import build_annotator
 from prefopt.jobs.assemble import prepare_data, recorded
 from prefopt.jobs.loading import quieten
 from prefopt.jobs.precision import device_type
+from prefopt.jobs.rollouts import sample
 from prefopt.models.policy import Policy
 from prefopt.progress import say
 from prefopt.rewards import Answer, Calibrating
 from prefopt.run import without_places
-from prefopt.scoring import generate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -70,16 +70,9 @@ def _answers(
     source = request.settings.source
     policy = policy.eval().to(device_type(request.settings.trainer))
     twice = [prompt for prompt in prompts for _ in range(2)]
-    found = generate(
-        policy,
-        [torch.from_numpy(prompt.prompt).to(policy.device) for prompt in twice],
-        max_new_tokens=source.max_new_tokens,
-        min_new_tokens=source.min_new_tokens,
-        temperature=source.temperature,
-        top_p=source.top_p,
-        generator=torch.Generator(policy.device).manual_seed(request.settings.seed),
-        batch_size=source.batch_size,
-    )
+    asked = [torch.from_numpy(prompt.prompt).to(policy.device) for prompt in twice]
+    generator = torch.Generator(policy.device).manual_seed(request.settings.seed)
+    found = sample(source, policy, asked, generator, quiet=False)
     return [Answer.of(prompt, ids, text, policy.end_ids) for prompt, ids in zip(twice, found, strict=True)]
 
 
@@ -118,8 +111,8 @@ def _judge(request: Request, dataset: Dataset, chat: bool) -> Judge:
     """As `reward` names it. The gold of the controlled world speaks through its annotators, who are as noisy as they
     were over the first pairs."""
     settings = request.settings
-    device = torch.device(device_type(settings.trainer))
-    annotator = build_annotator(settings.reward, dataset.gold, device, chat=chat)
+    annotator = build_annotator(settings.reward, dataset.gold, chat=chat)
+    annotator.to(torch.device(device_type(settings.trainer)))
     noisy = settings.reward.kind == "gold" and settings.data.world is not None
     return Judge(annotator, _temperature(request, dataset) if noisy else None, settings.seed)
 

@@ -11,7 +11,6 @@ from prefopt.data.prepare import Dataset
 from prefopt.data.render import Renderer
 from prefopt.errors import RequestError
 from prefopt.jobs.annotator import build_annotator
-from prefopt.jobs.precision import device_type
 from prefopt.models.base import Base
 from prefopt.models.policy import Policy
 from prefopt.progress import say
@@ -28,10 +27,6 @@ def build_rollouts(request: Request, base: Base, renderer: Renderer, dataset: Da
     source, data, trainer = settings.source, settings.data, settings.trainer
     if not len(dataset.train):
         raise RequestError("data.train holds no prompts that could be answered")
-    reward = settings.reward
-    scaled = {reward.scale, *(reward.part(name).scale for name in reward.parts or {})} != {"none"}
-    if trainer.devices > 1 and scaled:
-        raise RequestError("reward.scale must be none with trainer.devices > 1: each would keep statistics of its own")
     _check_room(source, base, dataset)
     if source.temperature != 1 or source.top_p != 1:
         say(
@@ -42,14 +37,13 @@ def build_rollouts(request: Request, base: Base, renderer: Renderer, dataset: Da
     plan = RolloutPlan.of_rollouts(len(dataset.train), *order, source.prompts or data.batch_size, source.passes)
 
     def annotator(reward: RewardSettings) -> Calibrating:
-        device = torch.device(device_type(trainer))
-        return build_annotator(reward, dataset.gold, device, chat=bool(base.tokenizer.chat_template))
+        return build_annotator(reward, dataset.gold, chat=bool(base.tokenizer.chat_template))
 
     speaking = Speaking(
         samples=source.samples,
         pair=source.pair,
         sampler=partial(sample, source),
-        annotator=annotator(reward),
+        annotator=annotator(settings.reward),
         text=renderer.text,
         watch=annotator(watched) if (watched := _watched(settings, dataset)) else None,
     )
@@ -58,9 +52,13 @@ def build_rollouts(request: Request, base: Base, renderer: Renderer, dataset: Da
 
 
 def sample(
-    source: SourceSettings, policy: Policy, prompts: list[torch.Tensor], generator: torch.Generator
+    source: SourceSettings,
+    policy: Policy,
+    prompts: list[torch.Tensor],
+    generator: torch.Generator,
+    quiet: bool = True,
 ) -> list[torch.Tensor]:
-    """The sampler of this process."""
+    """The sampler of this process. quiet: without a progress bar."""
     return generate(
         policy,
         prompts,
@@ -70,7 +68,7 @@ def sample(
         top_p=source.top_p,
         generator=generator,
         batch_size=source.batch_size,
-        quiet=True,
+        quiet=quiet,
     )
 
 

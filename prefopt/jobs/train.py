@@ -112,7 +112,8 @@ def _run(request: Request, run: RunFolder) -> bool:
     clock = Steps(run.metrics, parts.source)
     every = settings.trainer.checkpoint_every
     checkpoints = Checkpoints(run.checkpoint, steps_of(every, parts.plan.steps) if every else None, clock, run.resumed)
-    watching = [Progress(f"training {objective.name}"), SelfCheck(clock.paused), clock]
+    first = SelfCheck(clock.paused, own_answers=parts.source.judge is not None)
+    watching = [Progress(f"training {objective.name}"), first, clock]
     guards = build_guards(request, parts, run)
     moving = [*build_memory(request, parts, module, clock), *build_sync(request, module)]
     callbacks = [*watching, *moving, *guards, checkpoints]

@@ -50,10 +50,10 @@ class Step:
     def words(self, asked: Sequence[str], own: dict[str, list[str]]) -> list[str]:
         """The stage's, with the folders that it names, what is asked of all, and what of this one. Who samples is not
         who will learn from it."""
-        mine = own.get(self.stage.name, [])
+        words, mine = self.stage.words, own.get(self.stage.name, [])
         if self.samples:
-            mine = [word for word in mine if key_of(word).partition(".")[0] != "model"] + own.get(FRESH, [])
-        return [*(self._placed(word) for word in self.stage.words), *asked, *mine]
+            words, mine = _without_model(words), [*_without_model(mine), *own.get(FRESH, [])]
+        return [*(self._placed(word) for word in words), *asked, *mine]
 
     def follows(self, own: Sequence[str], asked: Mapping[str, Any], writer: dict[str, Any] | None) -> dict[str, Any]:
         """Keys and values by which it goes on from what lies in other folders; they come after all words.
@@ -71,8 +71,17 @@ class Step:
 
     def _placed(self, word: str) -> str:
         key, _, value = word.partition("=")
+        if value.startswith("[") and value.endswith("]"):
+            return f"{key}=[{','.join(self._place(entry.strip()) for entry in value[1:-1].split(','))}]"
+        return f"{key}={self._place(value)}" if value else word
+
+    def _place(self, value: str) -> str:
         said = NAMED.sub(lambda name: str(self.where[name[1]]), value)
-        return word if said == value else f"{key}={quoted(said)}"
+        return value if said == value else quoted(said)
+
+
+def _without_model(words: Sequence[str]) -> list[str]:
+    return [word for word in words if key_of(word).partition(".")[0] != "model"]
 
 
 def steps_of(settings: PipelineSettings, folder: Path) -> list[Step]:
@@ -91,7 +100,7 @@ def steps_of(settings: PipelineSettings, folder: Path) -> list[Step]:
         for stage in settings.stages if turn == 1 else settings.stages[1:]:
             start, pairs = where.get(stage.start or ""), None
             if stage.fresh and turn > 1:
-                pairs = add(stage, turn, start, samples=True)
+                pairs = add(stage, turn, where[first], samples=True)
                 start = where[stage.name]
             where[stage.name] = add(stage, turn, start, pairs=pairs)
         where[first] = where[last]

@@ -73,7 +73,8 @@ def _print_measures(console: Console, title: str, names: tuple[str, str], summar
 
 
 def _print_rollouts(console: Console, summary: dict[str, Any]) -> None:
-    found, share = summary["rollouts"], summary["sampling_seconds"] / (summary["train_seconds"] or math.inf)
+    found, sampling = summary["rollouts"], summary["sampling_seconds"]
+    share = sampling / ((sampling + summary["train_seconds"]) or math.inf)
     watched = f", {found['watched']:.3f} by the judge that watches" if "watched" in found else ""
     console.print(
         f"sampled {found['answers']} answers, {share:.0%} of the time; the last are worth"

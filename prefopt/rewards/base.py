@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from prefopt.data.examples import Encoded, Text
@@ -52,12 +53,17 @@ class Annotator(Protocol):
 
 class Calibrating(Annotator, Protocol):
     """`calibrate` is asked once, with the base's answers, before the first answer is judged: unless `calibrated`, as it
-    always is where nothing is held against a reference, and after its state was loaded."""
+    always is where nothing is held against a reference, and after its state was loaded. `to` moves models to a device;
+    after `settle` statistics stay as they are."""
 
     @property
     def calibrated(self) -> bool: ...
 
     def calibrate(self, answers: Sequence[Answer]) -> None: ...
+
+    def to(self, device: torch.device) -> None: ...
+
+    def settle(self) -> None: ...
 
 
 class Stateless:
@@ -68,8 +74,38 @@ class Stateless:
     def calibrate(self, answers: Sequence[Answer]) -> None:
         pass
 
+    def to(self, device: torch.device) -> None:
+        pass
+
+    def settle(self) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+class Composed:
+    """What asks other annotators, `members`."""
+
+    @property
+    def members(self) -> Sequence[Calibrating]:
+        raise NotImplementedError
+
+    @property
+    def calibrated(self) -> bool:
+        return all(annotator.calibrated for annotator in self.members)
+
+    def calibrate(self, answers: Sequence[Answer]) -> None:
+        for annotator in self.members:
+            annotator.calibrate(answers)
+
+    def to(self, device: torch.device) -> None:
+        for annotator in self.members:
+            annotator.to(device)
+
+    def settle(self) -> None:
+        for annotator in self.members:
+            annotator.settle()

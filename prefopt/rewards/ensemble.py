@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from prefopt.rewards.base import Answer, Judged, Stateless
 from prefopt.rewards.model import Model, filled
@@ -28,6 +29,10 @@ class Ensemble(Stateless):
 
     def __init__(self, members: Sequence[Model], how: str, k: float) -> None:
         self.members, self.how, self.k = members, how, k
+
+    def to(self, device: torch.device) -> None:
+        for member in self.members:
+            member.to(device)
 
     def __call__(self, answers: Sequence[Answer]) -> Judged:
         said = np.stack([member.rewards(answers) for member in self.members])  # [m, n]

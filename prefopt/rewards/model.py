@@ -84,6 +84,9 @@ class Model(Stateless):
         rewards = self.rewards(answers)
         return Judged(filled(rewards), {"unread": (~np.isfinite(rewards)).astype(np.float64)})
 
+    def to(self, device: torch.device) -> None:
+        self.judge.model.policy.to(device)
+
     def rewards(self, answers: Sequence[Answer]) -> np.ndarray:
         """[n], nan where it cannot read an answer."""
         return judged_all(self.judge, [answer.prompt for answer in answers], [answer.text for answer in answers])

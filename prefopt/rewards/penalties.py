@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prefopt.metrics.answers import distinct
-from prefopt.rewards.base import Answer, Calibrating, Judged
+from prefopt.rewards.base import Answer, Calibrating, Composed, Judged
 
 # How much of what each penalises there is in an answer. A share of trigrams as in the summary's `repetition`.
 MEASURES: dict[str, Callable[[Answer], float]] = {
@@ -18,7 +18,7 @@ MEASURES: dict[str, Callable[[Answer], float]] = {
 }
 
 
-class Penalised:
+class Penalised(Composed):
     """reward - Σ_k price_k · measure_k. parts: the judge's, and what each penalty took off. prices: by name."""
 
     def __init__(self, judge: Calibrating, prices: dict[str, float]) -> None:
@@ -33,11 +33,8 @@ class Penalised:
         return Judged(judged.reward - sum(taken.values()), judged.parts | taken)
 
     @property
-    def calibrated(self) -> bool:
-        return self.judge.calibrated
-
-    def calibrate(self, answers: Sequence[Answer]) -> None:
-        self.judge.calibrate(answers)
+    def members(self) -> list[Calibrating]:
+        return [self.judge]
 
     def state_dict(self) -> dict[str, Any]:
         return self.judge.state_dict()

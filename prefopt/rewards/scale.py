@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prefopt.rewards.base import Answer, Calibrating, Judged
+from prefopt.rewards.base import Answer, Calibrating, Composed, Judged
 
 ALIKE = 1e-9  # a spread of less than this share of the mean is rounding, not news
 
@@ -42,27 +42,35 @@ class Moments:
         return (values - self.mean) / (std if std > ALIKE * abs(self.mean) else 1.0)
 
 
-class Scaled:
+class Scaled(Composed):
     """A judge's reward in units of its spread. parts: the judge's, and `raw`, what it said itself. running: whether the
     spread is that of all judged so far; else it is that of what `calibrate` was given."""
 
     def __init__(self, judge: Calibrating, running: bool) -> None:
-        self.judge, self.running, self.moments = judge, running, Moments()
+        self.judge, self.running, self.moments, self.settled = judge, running, Moments(), False
 
     def __call__(self, answers: Sequence[Answer]) -> Judged:
         if not self.calibrated:
             raise RuntimeError("a reward held against a reference is calibrated before it judges")
         judged = self.judge(answers)
-        if self.running:
+        if self.running and not self.settled:
             self.moments.add(judged.reward)
         return Judged(self.moments.standardised(judged.reward), judged.parts | {"raw": judged.reward})
 
     @property
+    def members(self) -> list[Calibrating]:
+        return [self.judge]
+
+    def settle(self) -> None:
+        super().settle()
+        self.settled = True
+
+    @property
     def calibrated(self) -> bool:
-        return self.judge.calibrated and (self.running or self.moments.count > 0)
+        return super().calibrated and (self.running or self.moments.count > 0)
 
     def calibrate(self, answers: Sequence[Answer]) -> None:
-        self.judge.calibrate(answers)
+        super().calibrate(answers)
         if not self.running:
             self.moments = Moments()
             self.moments.add(self.judge(answers).reward)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from prefopt.rewards.base import Answer, Calibrating, Judged
+from prefopt.rewards.base import Answer, Calibrating, Composed, Judged
 
 
-class Sum:
+class Sum(Composed):
     """Σ_k weight_k · reward_k. parts: each reward before weighting by its name, and its own parts as name/part."""
 
     def __init__(self, parts: dict[str, tuple[float, Calibrating]]) -> None:
@@ -26,12 +26,8 @@ class Sum:
         return Judged(total, found)
 
     @property
-    def calibrated(self) -> bool:
-        return all(annotator.calibrated for _, annotator in self.parts.values())
-
-    def calibrate(self, answers: Sequence[Answer]) -> None:
-        for _, annotator in self.parts.values():
-            annotator.calibrate(answers)
+    def members(self) -> list[Calibrating]:
+        return [annotator for _, annotator in self.parts.values()]
 
     def state_dict(self) -> dict[str, Any]:
         states = {name: annotator.state_dict() for name, (_, annotator) in self.parts.items()}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection as Ids
 
-import torch
-
+from prefopt.objectives.surrogate import kl_estimate
 from prefopt.rollouts.collection import Found
 
 
@@ -20,7 +19,7 @@ def measures_of(found: Found, end_ids: Ids[int]) -> dict[str, float]:
     """
     scores, answers = found.scores, list(found.answers.values())
     rewards = found.judged["annotation"].view(len(answers), -1)
-    gap = (scores.logps - scores.ref_logps).double()
+    pair = scores.logps.double(), scores.ref_logps.double()
     tokens = scores.lengths.sum()
     flat = [ids for group in answers for ids in group]
     ended = [len(ids) > 0 and int(ids[-1]) in end_ids for ids in flat]
@@ -29,8 +28,8 @@ def measures_of(found: Found, end_ids: Ids[int]) -> dict[str, float]:
         **{name: float(values.mean()) for name, values in found.judged.items()},
         "annotation_spread": float(rewards.std(1, correction=0).mean()),
         "equal_groups": float((rewards.amax(1) == rewards.amin(1)).double().mean()),
-        "sampled_kl": float(scores.total(gap).mean()),
-        "sampled_kl_k3": float(scores.total(torch.expm1(-gap) + gap).mean()),
+        "sampled_kl": float(scores.total(kl_estimate(*pair, "k1")).mean()),
+        "sampled_kl_k3": float(scores.total(kl_estimate(*pair, "k3")).mean()),
         "entropy": float(scores.total(scores.columns["entropy"]).double().sum() / tokens),
         "answer_length": float(tokens / len(flat)),
         "capped": 1 - sum(ended) / len(flat),

@@ -21,7 +21,7 @@ from prefopt.models.reference import reference_logps
 from prefopt.objectives import Objective
 from prefopt.progress import say
 from prefopt.records import Columns, Scores
-from prefopt.rewards import Annotator, Answer, Calibrating
+from prefopt.rewards import Answer, Calibrating
 from prefopt.rollouts.collection import Collection, Found, joined, ordered
 from prefopt.rollouts.examples import as_examples
 from prefopt.rollouts.kl import AdaptiveKL
@@ -45,7 +45,7 @@ class Speaking:
     sampler: Sampler
     annotator: Calibrating
     text: Callable[[list[int]], str]
-    watch: Annotator | None = None
+    watch: Calibrating | None = None
 
 
 class Rollouts(Source):
@@ -77,16 +77,14 @@ class Rollouts(Source):
         self._resumed: dict[str, Any] | None = None
 
     def judge(self, answers: Sequence[Answer]) -> np.ndarray | None:
-        """Training's statistics stay as they are. What cannot be judged, by a rule that knows training prompts only,
-        must not cost a trained run its end: None, and a sentence why."""
-        before = self.speaking.annotator.state_dict()
+        """By the statistics that training ended with. What cannot be judged, by a rule that knows training prompts
+        only, must not cost a trained run its end: None, and a sentence why."""
+        self.speaking.annotator.settle()
         try:
             return self.speaking.annotator(answers).reward
         except RequestError as error:
             say(f"held-out answers are not judged: {error}")
             return None
-        finally:
-            self.speaking.annotator.load_state_dict(before)
 
     def attach(self, trainer: L.Trainer) -> None:
         self.trainer = trainer
@@ -134,6 +132,8 @@ class Rollouts(Source):
 
     def _judge(self, prompts: Sequence[Encoded], own: dict[int, list[Tensor]]) -> dict[str, Tensor]:
         """[answers] each: the reward, what it is made of, and what the watching annotator says."""
+        for annotator in filter(None, (self.speaking.annotator, self.speaking.watch)):
+            annotator.to(self.module.policy.device)
         said = (self.speaking.text, self.module.policy.end_ids)
         asked = [Answer.of(prompts[place], ids, *said) for place, answers in own.items() for ids in answers]
         if not self.speaking.annotator.calibrated:  # the first answers are the base's

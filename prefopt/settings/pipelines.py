@@ -9,7 +9,7 @@ from prefopt.errors import RequestError, nearest
 from prefopt.settings.checks import require
 
 FRESH = "fresh"  # the stage that samples and judges pairs for the next round
-NAMED = re.compile(r"\{(\w+)\}")  # the folder of an earlier stage
+NAMED = re.compile(r"\{([A-Za-z_]\w*)\}")  # the folder of an earlier stage
 
 
 @dataclass(kw_only=True)

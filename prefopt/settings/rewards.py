@@ -12,7 +12,7 @@ from prefopt.settings.checks import one_of, require
 KINDS = ("gold", "model", "ensemble", "rule", "sum")
 RULES = ("exact", "regex", "function")
 PENALTIES = ("missing_end", "length", "repetition")
-TAKEN = ("raw", "unread", *PENALTIES)  # what an annotator's parts are called beside those of a sum
+TAKEN = ("raw", "spread", "unread", *PENALTIES)  # what an annotator's parts are called beside those of a sum
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -53,6 +53,17 @@ class RewardSettings:
         own = [("reward.name", self.name)] if self.name else [("reward.names", name) for name in self.names or []]
         below = ((part, found) for part in self.parts or {} for found in self.part(part).models())
         return own + [(_inside(part, key), name) for part, (key, name) in below]
+
+    def asks_gold(self) -> str:
+        """The key that asks for the true reward, a part's too, or nothing."""
+        if self.kind == "gold":
+            return "reward.kind"
+        below = (_inside(part, key) for part in self.parts or {} if (key := self.part(part).asks_gold()))
+        return next(below, "")
+
+    def scales(self) -> bool:
+        """Whether it, or a part of it, is in units of a spread."""
+        return self.scale != "none" or any(self.part(part).scales() for part in self.parts or {})
 
     def part(self, name: str) -> RewardSettings:
         """An entry of a sum, with what it leaves out. RequestError names the key where it is wrong."""

@@ -8,6 +8,7 @@ DPO = "_target_: prefopt.objectives.dpo.DPO\n"
 LAUGHS = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
 LAUGHS += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]  # 10^10 values in ten lines
 GLOBAL = "# @package _global_\n"
+TWO = "trainer.devices=2 trainer.accelerator=cpu strategy=ddp"
 
 
 def in_loss(content: str | bytes):
@@ -66,6 +67,11 @@ LOSSES = [
     mistake("loss=ppo source.min_new_tokens=99", "source.min_new_tokens must be from 0 to source.max_new_tokens"),
     mistake("loss=ppo guards.kl.do=halt", "guards.kl.do must be one of off, warn, stop, rollback; got 'halt'"),
     mistake("loss=ppo guards.kll.at=1", "guards.kll: no such key; did you mean 'kl'?"),
+    mistake("loss=ppo source.kl_target=3 source.kl_horizon=51", "source.kl_horizon must be above 51.2"),
+    mistake("loss=kto source=rollouts data.batch_size=7", "source.prompts must be at least 8: loss=kto"),
+    mistake(f"loss=ppo data.batch_size=1 {TWO}", "at least trainer.devices=2"),
+    mistake(f"loss=ppo reward.scale=running {TWO}", "reward.scale must be none"),
+    mistake("loss=ppo source.watch=runs/nowhere", "source.watch=runs/nowhere"),
     mistake("loss=ppo reward=modle", "reward=modle: no such option; did you mean 'model'?"),
     mistake("loss=ppo reward=model", "reward.name must be a run, hub name or folder with reward.kind=model", real=True),
     mistake("loss=ppo reward=model reward.name=runs/nowhere", "reward.name=runs/nowhere"),

@@ -45,6 +45,16 @@ FILES = [
         "reward=gold is known in the controlled world only; take reward=model reward.name=RUN",
         make=pairs("few.jsonl"),
     ),
+    mistake(
+        "loss=ppo data=jsonl data.train=few.jsonl reward=sum reward.parts={a:{kind:rule},b:{kind:gold}}",
+        "reward.parts.b.kind=gold is known in the controlled world only",
+        make=pairs("few.jsonl"),
+    ),
+    mistake(
+        "loss=ppo data=jsonl data.train=few.jsonl reward=rule source.watch=gold",
+        "source.watch=gold is known in the controlled world only; take source.watch=RUN",
+        make=pairs("few.jsonl"),
+    ),
     mistake("data=jsonl", "data.train must be a file of pairs or labels", "got None"),
     mistake(
         "data=jsonl data.train=a.jsonl",

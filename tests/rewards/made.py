@@ -17,7 +17,6 @@ from prefopt.rewards import Answer, Calibrating, Judged
 from prefopt.rewards.base import Stateless
 from prefopt.settings.rewards import RewardSettings
 
-CPU = torch.device("cpu")
 OPTIONS = sorted(file.stem for file in (Path(config_dir()) / "reward").glob("*.yaml"))
 
 
@@ -31,7 +30,7 @@ def asked(option: str, *overrides: str) -> RewardSettings:
 
 
 def built(option: str, *overrides: str, gold=None, **options) -> Calibrating:
-    return build_annotator(asked(option, *overrides), gold, CPU, **options)
+    return build_annotator(asked(option, *overrides), gold, **options)
 
 
 def answer(

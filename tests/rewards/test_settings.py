@@ -79,7 +79,7 @@ def test_every_reward_model_is_listed_with_its_key():
         ("rule", ["function='math:exp'"], "reward.function must be null unless reward.rule=function"),
         ("sum", [], "reward.parts must be a dictionary of names to annotators with reward.kind=sum"),
         ("gold", ["parts={a:{kind:gold}}"], "reward.parts must be null unless reward.kind=sum"),
-        ("sum", ["parts={length:{kind:gold}}"], "reward.parts must be named by a word other than raw, unread, missing"),
+        ("sum", ["parts={length:{kind:gold}}"], "reward.parts must be named by a word other than raw, spread, unread"),
         ("sum", ["parts={a-b:{kind:gold}}"], "reward.parts must be named by a word"),
         ("sum", ["parts={a:{kind:sum}}"], "reward.parts.a.kind must be one of gold, model, ensemble, rule; got 'sum'"),
         ("sum", ["parts={a:{weight:2}}"], "reward.parts.a.kind must be one of gold, model, ensemble, rule; got 'None'"),

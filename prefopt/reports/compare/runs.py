@@ -60,7 +60,9 @@ class Run:
 
     @property
     def method(self) -> str:
-        return str(self.summary.get("loss"))
+        """A loss on answers of the policy's own that could learn from recorded ones is another method."""
+        live = (self.config.get("source") or {}).get("kind") == "rollouts"
+        return f"online {self.summary.get('loss')}" if live else str(self.summary.get("loss"))
 
     @property
     def seed(self) -> Any:
