@@ -17,7 +17,8 @@ JUDGED = ("experiment=frontier", "loss=bradley_terry", "trainer.max_epochs=3", "
 FEW = {"evaluation.samples_per_prompt": 20}
 MANY = {"evaluation.samples_per_prompt": 200}  # answers of the base, of which best-of-n takes one
 DO = "guards.overoptimised.do"
-REMEDIED = (0, 1, 2)  # seeds that the remedies are tried on
+REMEDIED = (0, 2)  # seeds that the remedies are tried on
+SEVERAL = (0, 1, 2)  # seeds of the judges that are asked together
 
 
 def main() -> None:
@@ -33,17 +34,19 @@ def main() -> None:
 
 
 def grids(judges: Sequence[Judge]) -> Iterator[dict[str, object]]:
-    """Every seed against the judge of its own, with the guard and without; one seed against every judge; the other
+    """One seed against every judge; every seed against the judge of its own, with the guard and without; the other
     remedies."""
-    own = {judge.seed: judge for judge in judges if judge.usual}
-    for seed, judge in own.items():
-        yield {"seed": seed, "reward.name": judge.path, DO: "warn,rollback", **FEW}
+    ppo = {"loss": "ppo", "loss.beta": 0}
     for judge in judges:
         if judge.seed == 0:
-            yield {"seed": 0, "loss": "ppo", "loss.beta": 0, "reward.name": judge.path, **MANY}
+            yield {"seed": 0, **ppo, "reward.name": judge.path, **MANY}
+    own = {judge.seed: judge for judge in judges if judge.usual}
+    for seed, judge in own.items():
+        yield {"seed": seed, **ppo, "reward.name": judge.path, DO: "warn,rollback" if seed else "rollback", **FEW}
+        yield {"seed": seed, "reward.name": judge.path, DO: "warn,rollback", **FEW}
     for seed in REMEDIED:
         yield {"seed": seed, "reward.name": own[seed].path, "loss.beta": "0.05,0.2", **FEW}
-        several = "[" + ",".join(own[other].path for other in REMEDIED) + "]"
+        several = "[" + ",".join(own[other].path for other in SEVERAL) + "]"
         yield {"seed": seed, "reward": "ensemble", "reward.names": several, "reward.combine": "worst", **FEW}
 
 

@@ -25,7 +25,7 @@ def seeds(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for run in runs:
-        if run.summary["loss"] != "rloo" or run.remedy not in ("none", "guard"):
+        if run.summary["loss"] != "ppo" or not run.judge.usual or run.remedy not in ("none", "guard"):
             continue
         color, steps = f"C{run.summary['seed']}", np.arange(len(run.gains)) + 4
         if run.remedy == "none":
@@ -69,6 +69,8 @@ def _draw_judge(axes: Sequence[Axes], run: Run, color: str) -> None:
     axes[0].plot(d, gains, "o", color=color, ms=4, label=f"{run.judge.pairs}")
     axes[0].plot(at, at * (a - b * at), color=color, lw=1.2)
     axes[1].plot(np.sqrt(np.maximum(run.curves["sampled_kl"], 0)), run.gains, ".", color=color, ms=3)
+    if "policy" not in curves:
+        return
     near, _ = until_half_is_lost(run)
     at = np.linspace(near.min(), near.max(), 100)
     a, b = (curves["policy"][name] for name in ("alpha", "beta"))

@@ -24,8 +24,9 @@ def tabulate(runs: Sequence[Run], folder: Path) -> None:
 
 
 def many(runs: Iterable[Run]) -> list[Run]:
-    """Those that were tried on every judge, the least data first."""
-    return sorted((run for run in runs if run.summary["loss"] == "ppo"), key=lambda r: (r.judge.size, r.judge.pairs))
+    """One policy for each of the judges, the least data first."""
+    found = [run for run in runs if run.summary["loss"] == "ppo" and run.remedy == "none" and not run.summary["seed"]]
+    return sorted(found, key=lambda run: (run.judge.size, run.judge.pairs))
 
 
 def named(run: Run) -> dict[str, Any]:
@@ -84,11 +85,13 @@ def best_of_n(run: Run) -> list[dict[str, Any]]:
 def fitted(run: Run) -> Iterable[dict[str, Any]]:
     """The curves of Gao et al. 2022 (https://arxiv.org/abs/2210.10760) in d = √KL: gain = d (α - β d) of best-of-n and
     d (α - β log d) of a policy; the latter up to where half of the best gain is lost, since no policy falls below the
-    floor of the true reward."""
+    floor of the true reward, and not where it never gained a tenth."""
     drawn = best_of_n(run)[1:]
     d, gain = np.sqrt([one["kl"] for one in drawn]), np.array([one["gold"] for one in drawn])
     yield {**named(run), "by": "best of n", **fit(gain, d, -d * d)}
     d, gain = until_half_is_lost(run)
+    if gain.max(initial=0.0) < 0.1:
+        return
     yield {**named(run), "by": "policy", **fit(gain, d, -d * np.log(d))}
 
 

@@ -230,6 +230,12 @@ def test_only_seeds_that_both_have_are_compared(tmp_path: Path):
     assert (difference.seeds, difference.mean) == (1, -0.5)
 
 
+def test_a_loss_on_own_answers_is_a_method_of_its_own(tmp_path: Path):
+    write_run(tmp_path / "recorded", config={"source": {"kind": "auto"}})
+    write_run(tmp_path / "own", config={"source": {"kind": "rollouts"}})
+    assert [method.name for method in group(read_runs([tmp_path]).runs, DEFAULTS)] == ["dpo", "online dpo"]
+
+
 def test_units_are_paired_by_the_name_of_the_row_not_by_place(tmp_path: Path):
     run = write_run(tmp_path / "run")
     lines = (run / "val.jsonl").read_text().splitlines(keepends=True)
