@@ -12,6 +12,7 @@ import numpy as np
 from experiments.overoptimisation.runs import SHOWN, Run
 from prefopt.metrics.answers import best_of
 
+LEAST = 0.1  # of a gain that is one
 NS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -36,10 +37,12 @@ def named(run: Run) -> dict[str, Any]:
 
 
 def row(run: Run) -> dict[str, Any]:
-    """peak: the largest gain of the true reward. lost: its share that is gone at the end, where there is no end to go
-    back from. kept: its share at the step that the guard went back to. proxy: what the judge said there, and at last.
-    gold: of the final policy on unseen prompts, as base_gold of the base."""
+    """peak: the largest gain of the true reward. lost: its share that was gone when training ended, blank where nothing
+    was gained. kept: its share at the step that the guard went back to, in the collections there and by what the policy
+    has then said to unseen prompts. proxy: what the judge said at the peak, and at last. gold: of the final policy on
+    unseen prompts, as base_gold of the base."""
     gains, said, samples = run.gains, run.curves["annotation"], run.summary["samples"]
+    base = run.summary["samples_reference"]["gold_reward"]
     peak = int(gains.argmax())
     back_to = next((alarm["back_to"] for alarm in run.summary["health"] or [] if alarm["action"] == "rollback"), None)
     return {
@@ -47,12 +50,13 @@ def row(run: Run) -> dict[str, Any]:
         "steps": run.summary["steps"],
         "peak": f"{gains[peak]:.3f}",
         "peak_step": peak + 4,
-        "lost": f"{1 - gains[-1] / gains[peak]:.3f}",
+        "lost": f"{1 - gains[-1] / gains[peak]:.3f}" if gains[peak] > LEAST else "",
         "back_to": "" if back_to is None else back_to,
         "kept": "" if back_to is None else f"{gains[back_to - 4] / gains[peak]:.3f}",
         "proxy_at_peak": f"{said[peak]:.3f}",
         "proxy_at_end": f"{said[-1]:.3f}",
-        "base_gold": f"{run.summary['samples_reference']['gold_reward']:.3f}",
+        "kept_unseen": "" if back_to is None else f"{(samples['gold_reward'] - base) / gains[peak]:.3f}",
+        "base_gold": f"{base:.3f}",
         "gold": f"{samples['gold_reward']:.3f}",
         "gold_stderr": f"{samples['gold_reward_stderr']:.3f}",
         "kl": f"{samples['kl']:.2f}",
@@ -90,7 +94,7 @@ def fitted(run: Run) -> Iterable[dict[str, Any]]:
     d, gain = np.sqrt([one["kl"] for one in drawn]), np.array([one["gold"] for one in drawn])
     yield {**named(run), "by": "best of n", **fit(gain, d, -d * d)}
     d, gain = until_half_is_lost(run)
-    if gain.max(initial=0.0) < 0.1:
+    if gain.max(initial=0.0) < LEAST:
         return
     yield {**named(run), "by": "policy", **fit(gain, d, -d * np.log(d))}
 
