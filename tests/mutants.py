@@ -49,6 +49,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "models/": MODELS,
     "callbacks/remember": ("tests/test_remember.py",),
     "callbacks/selfcheck": ("tests/test_selfcheck.py",),
+    "callbacks/guards": ("tests/rollouts/test_guards.py",),
     "callbacks/": MODELS,
     "metrics/optimum": OPTIMUM,
     "reports/compare/optimum": ("tests/reports/test_optimum.py",),
@@ -61,7 +62,6 @@ OWN = {  # beginnings of the files that are not mathematics
     "module": MODELS,
     "rollouts/": ROLLOUTS,
     "rewards/": ("tests/rewards",),
-    "callbacks/guards": ("tests/rollouts/test_guards.py",),
 }
 
 
@@ -1046,14 +1046,18 @@ MUTANTS = [
     *of(
         "rollouts/measures.py",
         ("the sample's deviation", "std(1, correction=0)", "std(1)"),
-        ("the reference's KL", "scores.logps - scores.ref_logps", "scores.ref_logps - scores.logps"),
-        ("k3 of the other side", "torch.expm1(-gap) + gap", "torch.expm1(gap) - gap"),
+        (
+            "the reference's KL",
+            "scores.logps.double(), scores.ref_logps.double()",
+            "scores.ref_logps.double(), scores.logps.double()",
+        ),
         ("entropy per answer", ".sum() / tokens)", ".sum() / len(flat))"),
         ("all answers are different", "len({tuple(ids.tolist()) for ids in group})", "len(group)"),
     ),
     *of(
         "rollouts/guards.py",
-        ("the first of a window", 'np.ones(window) / window, "valid")', 'np.ones(window), "valid")'),
+        ("means, which one stumble moves", "np.median(", "np.mean("),
+        ("of a running scale", 'seen.get("annotation_raw", seen["annotation"])', 'seen["annotation"]'),
         (
             "from the last high reward",
             "distance[-1] - distance[before].min() <= at",
@@ -1070,7 +1074,8 @@ MUTANTS = [
         ("a warning ends the run", 'if alarm.action != "warn"', "if alarm.action"),
         ("stopped runs go on", "trainer.should_stop or self.ends is not None", "trainer.should_stop"),
         ("the last weights, not the best", 'seen["watched"].argmax() == len(seen["watched"]) - 1', "True"),
-        ("every time anew", "if name not in {alarm.guard for alarm in self.alarms}:", "if True:"),
+        ("every time anew", "and name not in {alarm.guard for alarm in self.alarms}", ""),
+        ("warnings keep nothing", 'if self.on[name].do != "warn"]', "]"),
         ("nothing goes back", "parameter.copy_(self.kept[name])", "pass"),
         ("not in a row", "for name in wrong}", "for name in {**self.wrong, **wrong}}"),
     ),

@@ -23,8 +23,8 @@ from prefopt.train import main
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/__main__.py"))
-JOBS = {"beta_by_loss": 42, "label_noise": 36, "on_policy": 21, "overoptimisation": 31, "real_hh": 18}
-FIRST = {**JOBS, "overoptimisation": 10, "real_hh": 1}  # of the first sweep, which is the judges'
+JOBS = {"beta_by_loss": 42, "label_noise": 36, "on_policy": 21, "overoptimisation": 31, "real_hh": 18, "sums": 3}
+FIRST = {**JOBS, "overoptimisation": 10, "real_hh": 1, "sums": 1}  # of the first sweep, which is the judges'
 
 
 @pytest.mark.parametrize("name", FOLDERS)
