@@ -34,7 +34,7 @@ NEEDED = {  # what a choice cannot do without
     ("reward", "sum"): ["reward.parts={form: {kind: rule, rule: regex, pattern: x}}"],
     ("experiment", "overoptimisation"): ["reward.name=model"],
 }
-LOSS_OF = {"on_policy": "rloo", "overoptimisation": "rloo"}  # experiments of another loss than the default
+LOSS_OF = {"on_policy": "rloo", "overoptimisation": "ppo"}  # experiments of another loss than the default
 
 WRONG_REQUESTS = [
     ("loss=dpoo", ["loss=dpoo", "did you mean 'dpo'?", "accepted: bradley_terry, dpo"]),

@@ -36,18 +36,18 @@ def main() -> None:
 def grids(judges: Sequence[Judge]) -> Iterator[dict[str, object]]:
     """One seed against every judge; every seed against the judge of its own, with the guard and without; the other
     remedies."""
-    ppo = {"loss": "ppo", "loss.beta": 0}
+    ppo, rloo = {"loss": "ppo"}, {"loss": "rloo"}
     for judge in judges:
         if judge.seed == 0:
             yield {"seed": 0, **ppo, "reward.name": judge.path, **MANY}
     own = {judge.seed: judge for judge in judges if judge.usual}
     for seed, judge in own.items():
         yield {"seed": seed, **ppo, "reward.name": judge.path, DO: "warn,rollback" if seed else "rollback", **FEW}
-        yield {"seed": seed, "reward.name": judge.path, DO: "warn,rollback", **FEW}
+        yield {"seed": seed, **rloo, "reward.name": judge.path, DO: "warn,rollback", **FEW}
     for seed in REMEDIED:
-        yield {"seed": seed, "reward.name": own[seed].path, "loss.beta": "0.05,0.2", **FEW}
+        yield {"seed": seed, **rloo, "reward.name": own[seed].path, "loss.beta": "0.05,0.2", **FEW}
         several = "[" + ",".join(own[other].path for other in SEVERAL) + "]"
-        yield {"seed": seed, "reward": "ensemble", "reward.names": several, "reward.combine": "worst", **FEW}
+        yield {"seed": seed, **rloo, "reward": "ensemble", "reward.names": several, "reward.combine": "worst", **FEW}
 
 
 def write_grids(grids: Iterator[dict[str, object]], folder: Path) -> Path:
