@@ -45,6 +45,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "scoring/kv_cache": ("tests/scoring/test_generate.py",),
     "jobs/precision": ("tests/test_precision.py",),
     "config/search": ("tests/test_search.py",),
+    "scoring/narrow": ("tests/scoring/test_narrow.py", "tests/scoring/test_forest.py"),
     "scoring/": ("tests/scoring/test_forest.py", "tests/scoring/test_score.py"),
     "models/": MODELS,
     "callbacks/remember": ("tests/test_remember.py",),
@@ -722,7 +723,9 @@ MUTANTS = [
         ("the prompt's keys learn from one branch", "dk[:, :, trunk] += dk_seen", "pass"),
         ("the prompt's values learn from one branch", "dv[:, :, trunk] += dv_seen", "pass"),
         ("a branch's view of the prompt does not learn", "dq_own + dq_seen", "dq_own"),
-        ("scores are not scaled back", ".mul_(ctx.scale)", ".mul_(1.0)"),
+        ("scores are not scaled back", "dq.mul_(ctx.scale)", "dq"),
+        ("a strip's keys alone learn", "dk[:, seen].baddbmm_(", "dk[:, seen].copy_(torch.zeros(())).baddbmm_("),
+        ("a strip sees itself alone", "slice(tree.start, end)", "slice(start, end)"),
         (
             "a GPU's branches see each other",
             "(branch[i] == branch[j]) | (trunk[i] == branch[j])",
@@ -739,7 +742,16 @@ MUTANTS = [
         ("dropout in attention is not seen", "if _drops_attention(policy):", "if False:"),
     ),
     *of(
+        "scoring/narrow.py",
+        ("all tokens are taken", "return (states[:, rows],)", "return (states,)"),
+        ("put back in order", "index_copy_(1, rows, found)", "index_copy_(1, rows.argsort(), found)"),
+        ("never", "if read is not None and", "if False and"),
+        ("left whole by nobody", "_whole.add(policy.causal)", "pass"),
+    ),
+    *of(
         "scoring/score.py",
+        ("prompts are not read", "[prompt_positions(batch)[:2]] if prompt else []", "[]"),
+        ("rewards are not read", '[ends] if "scalar" in heads else []', "[]"),
         (
             "completions lie in their prompts",
             "self._completion_at = completion_at - self._prompts",

@@ -59,6 +59,14 @@ class Planted:
     prompt_at: Tensor
     completion_at: Tensor
 
+    def asked(self, places: list[Tensor]) -> list[Tensor]:
+        """For each forest [T] bool: which of its states are among these places."""
+        sizes = [len(forest) for forest in self.forests]
+        found = torch.zeros(sum(sizes), dtype=torch.bool, device=self.prompt_at.device)
+        for at in places:
+            found[at] = True
+        return list(found.split(sizes))
+
 
 def plant(batch: Batch) -> Planted:
     """Trees of similar size together, at most ROOM tokens in a forest unless one tree alone has more."""

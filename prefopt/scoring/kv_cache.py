@@ -17,6 +17,7 @@ from transformers import AttentionInterface, DynamicCache
 from prefopt.models.policy import Policy
 from prefopt.scoring.attention import Unsupported, attend, attention_named
 from prefopt.scoring.forest import Forest, plant_prompts
+from prefopt.scoring.narrow import narrowed
 
 NAME = "prefopt_rows"
 
@@ -43,8 +44,10 @@ class SharedPrompts:
         which = [places.setdefault(tuple(prompt.tolist()), len(places)) for prompt in self._prompts]
         first = dict(zip(reversed(which), reversed(self._prompts), strict=True))
         planted = plant_prompts([first[place] for place in range(len(places))])
-        states = torch.cat([self._forward(f.ids, f.positions, forest=f)[0] for f in planted.forests])
-        begin = planted.prompt_at[torch.tensor(which, device=states.device)]
+        begin = planted.prompt_at[torch.tensor(which, device=planted.prompt_at.device)]
+        ends = begin + self._positions - 1
+        forests = zip(planted.forests, planted.asked([ends]), strict=True)
+        states = torch.cat([self._forward(f.ids, f.positions, read, forest=f)[0] for f, read in forests])
         # Columns before a prompt show its first token; nothing looks at them.
         own = torch.arange(self._used, device=states.device) - (self._used - self._positions)[:, None]
         at = begin[:, None] + own.clamp(min=0)
@@ -52,7 +55,7 @@ class SharedPrompts:
             keys, values = (torch.cat(parts, 1) for parts in zip(*read, strict=True))
             self._layers[layer] = self._spread(keys, at), self._spread(values, at)
         self._read.clear()
-        return states[begin + self._positions - 1]
+        return states[ends]
 
     def step(self, ids: Tensor) -> Tensor:
         """[N] the tokens that follow to [N, H]."""
@@ -77,8 +80,8 @@ class SharedPrompts:
         keys[:, :, self._used - 1], values[:, :, self._used - 1] = key[:, :, 0], value[:, :, 0]
         return keys[:, :, : self._used], values[:, :, : self._used], self._seen[:, None, None, : self._used]
 
-    def _forward(self, ids: Tensor, positions: Tensor, **more: Any) -> Tensor:
-        with attention_named(self._policy.config, NAME):
+    def _forward(self, ids: Tensor, positions: Tensor, read: Tensor | None = None, **more: Any) -> Tensor:
+        with attention_named(self._policy.config, NAME), narrowed(self._policy, read):
             return self._policy.hidden_states(ids, None, positions, rows=self, **more)
 
     def _spread(self, flat: Tensor, at: Tensor) -> Tensor:

@@ -32,24 +32,27 @@ def score(
     Prompts need at least one token: something must precede the first completion token.
     """
     mask = completion_mask(batch)
-    hidden = _States(policy, batch)
-    states = hidden.at(*completion_positions(batch, mask))
+    spoken = completion_positions(batch, mask)
+    # A reward is read on each row's last token, by length, whatever the padding token is.
+    ends = (torch.arange(len(batch), device=mask.device), row_lengths(batch) - 1)
+    critic = policy.critic or policy
+    read = [spoken] if "lm" in heads or ("value" in heads and critic is policy) else []
+    read += [prompt_positions(batch)[:2]] if prompt else []
+    read += [ends] if "scalar" in heads else []
+    hidden = _States(policy, batch, read)
     columns: Columns = {**batch.columns, "group": batch.group}
     logps = values = rewards = None
     if "lm" in heads:
-        found = token_quantities(policy.lm_head, states, batch.completion_ids, policy.vocabulary, tokens)
+        found = token_quantities(policy.lm_head, hidden.at(*spoken), batch.completion_ids, policy.vocabulary, tokens)
         logps = _spread(found.pop("logps"), mask)
         columns |= {name: _spread(value, mask) for name, value in found.items()}
     if prompt:
         columns |= _prompt_columns(policy, batch, hidden)
     if "value" in heads:
-        critic = policy.critic or policy
-        seen = states if critic is policy else _States(critic, batch).at(*completion_positions(batch, mask))
-        values = _spread(critic.scalar("value", seen), mask)
+        seen = hidden if critic is policy else _States(critic, batch, [spoken])
+        values = _spread(critic.scalar("value", seen.at(*spoken)), mask)
     if "scalar" in heads:
-        # Read on each row's last token, by length, whatever the padding token is.
-        ends = batch.prompt_lengths[batch.group] + batch.completion_lengths - 1
-        rewards = policy.scalar("scalar", hidden.at(torch.arange(len(batch), device=ends.device), ends))
+        rewards = policy.scalar("scalar", hidden.at(*ends))
     return Scores(logps=logps, mask=mask, values=values, rewards=rewards, columns=columns)
 
 
@@ -62,25 +65,34 @@ def tokens_read(policy: Policy, batch: Batch) -> tuple[int, int]:
 
 
 class _States:
-    """The backbone's states of every row: out of a forest where the model can share prompts, else padded."""
+    """The backbone's states: out of a forest where the model can share prompts, else padded.
 
-    def __init__(self, policy: Policy, batch: Batch) -> None:
+    read: all (rows, columns) that will be asked for.
+    """
+
+    def __init__(self, policy: Policy, batch: Batch, read: list[tuple[Tensor, Tensor]]) -> None:
         self._prompts = batch.prompt_lengths[batch.group]
-        longest = int(row_lengths(batch).max())
-        if shares_prompts(policy, longest):
+        if shares_prompts(policy, int(row_lengths(batch).max())):
             planted = plant(batch)
-            self._flat = torch.cat([forest_states(policy, forest) for forest in planted.forests])
-            self._prompt_at, completion_at = planted.prompt_at[batch.group], planted.completion_at
+            self._lay(planted.prompt_at[batch.group], planted.completion_at)
+            asked = planted.asked([self._places(row, column) for row, column in read])
+            forests = zip(planted.forests, asked, strict=True)
+            self._flat = torch.cat([forest_states(policy, forest, own) for forest, own in forests])
         else:
-            self._flat, self._prompt_at = _padded_states(policy, batch)
-            completion_at = self._prompt_at + self._prompts
-        # Where column 0 would lie if the prompt stood right before the completion.
-        self._completion_at = completion_at - self._prompts
+            self._flat, begin = _padded_states(policy, batch)
+            self._lay(begin, begin + self._prompts)
 
     def at(self, row: Tensor, column: Tensor) -> Tensor:
         """[C] rows and columns (of prompt and completion together) to [C, H]."""
-        start = torch.where(column < self._prompts[row], self._prompt_at[row], self._completion_at[row])
-        return self._flat[start + column]
+        return self._flat[self._places(row, column)]
+
+    def _lay(self, prompt_at: Tensor, completion_at: Tensor) -> None:
+        self._prompt_at = prompt_at
+        # Where column 0 would lie if the prompt stood right before the completion.
+        self._completion_at = completion_at - self._prompts
+
+    def _places(self, row: Tensor, column: Tensor) -> Tensor:
+        return column + torch.where(column < self._prompts[row], self._prompt_at[row], self._completion_at[row])
 
 
 def _padded_states(policy: Policy, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -111,12 +111,18 @@ def models():
 
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=12, deadline=None)
-@given(shape=FORESTS, dense=st.sampled_from([0, 12, 640]), room=st.sampled_from([16, 4096]))
-def test_rows_are_what_they_are_alone(name, shape, dense, room, models):
+@given(
+    shape=FORESTS,
+    dense=st.sampled_from([0, 12, 640]),
+    strip=st.sampled_from([3, 128]),
+    room=st.sampled_from([16, 4096]),
+)
+def test_rows_are_what_they_are_alone(name, shape, dense, strip, room, models):
     """Log-probs and every gradient, by blocks, by merged flash attention, and where both stand in one forest."""
     model, rows = models[name], batch_of(shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "DENSE", dense)
+        patch.setattr(attention, "STRIP", strip)
         patch.setattr(forest, "ROOM", room)
         policy = Policy(model)
         assert sharing.why_not(policy) == "", "its rows would be scored one by one"
