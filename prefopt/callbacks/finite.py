@@ -162,8 +162,10 @@ def _gathered(own: list[tuple[int, Entry]], trainer: L.Trainer) -> list[tuple[in
 
 
 def _unique(entries: Iterable[tuple[int, Entry]]) -> list[Entry]:
-    """By row, each once: a rank that has run out of rows repeats one."""
-    found = {entry["row"]: entry for _, entry in entries}
+    """By row, each once: a rank that has run out of rows repeats one, later and with the weight 0."""
+    found: dict[int, Entry] = {}
+    for _, entry in entries:
+        found.setdefault(entry["row"], entry)
     return [found[row] for row in sorted(found)]
 
 
