@@ -578,7 +578,6 @@ MUTANTS = [
         ("what the objective makes is not looked at", "(math.isfinite(share) and learns)", "True"),
         ("the models' numbers are not looked at", "(broken if sound[rows].all() else 2)", "broken"),
         ("a repeated row counts twice", 'found.setdefault(entry["row"], entry)', 'found[entry["row"]] = entry'),
-        ("one rank's rows", "torch.distributed.all_gather_object(found, own)", "found = [own]"),
         ("columns of pairs as they are", "if batch.data not in HALVED:", "if True:"),
         ("a column for every run", "if self.skips:", "if True:"),
     ),

@@ -16,6 +16,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from prefopt.callbacks import finite as callback
 from prefopt.callbacks.finite import Finite, NonFinite
@@ -181,20 +182,20 @@ class Broken(DPO):
     """Breaks on one row whose scores are sound: its loss is inf and sends nothing back, or only its gradient is nan."""
 
     row: int
-    loss: bool = False
+    seen: bool = False  # in the loss
 
     def terms(self, scores, statistics):
         (term,) = super().terms(scores, statistics)
         own = scores.logps[scores.columns["row"] == self.row].sum()
-        extra = -own.detach() * math.inf if self.loss else (own - own.detach()).abs().sqrt()
+        extra = -own.detach() * math.inf if self.seen else (own - own.detach()).abs().sqrt()
         return (replace(term, sum=term.sum + extra if own else term.sum),)
 
 
-@pytest.mark.parametrize(("loss", "said"), [(True, "loss is inf, the gradient's norm [0-9.]+,"), (False, "norm nan")])
-def test_what_only_the_objective_breaks(tmp_path, loss, said):
+@pytest.mark.parametrize(("seen", "said"), [(True, "loss is inf, the gradient's norm [0-9.]+,"), (False, "norm nan")])
+def test_what_only_the_objective_breaks(tmp_path, seen, said):
     source = recorded()
     with pytest.raises(NonFinite, match=f"step 2: .*{said}.* 1 of 6 rows"):
-        fit(made(Broken(row=BAD, loss=loss)), source, *watching(tmp_path, source, False))
+        fit(made(Broken(row=BAD, seen=seen)), source, *watching(tmp_path, source, False))
     assert rows_of(tmp_path) == [BAD]
 
 
@@ -306,7 +307,7 @@ def test_what_overflows_is_the_scalers(tmp_path):
 
 def test_a_loss_that_is_none_is_not_the_scalers(tmp_path):
     """At a scale that nothing overflows at, and a gradient that is sound."""
-    objective = Broken(row=Plan(12, 6, 2, seed=0).step(1)[0], loss=True)
+    objective = Broken(row=Plan(12, 6, 2, seed=0).step(1)[0], seen=True)
     clock, module = steps_of(tmp_path), float32_module()
     module.objective = objective
     finite = Finite(tmp_path / "non_finite.jsonl", clock, True, words, str)
@@ -320,7 +321,7 @@ def test_a_loss_that_is_none_is_not_the_scalers(tmp_path):
 
 def one_rank(folder: Path, rank: int) -> None:
     """Of two: only rank 1 meets the row, and its gradient is sound, so that nothing but the agreement tells rank 0."""
-    objective = Broken(row=PLAN.step(1)[1], loss=True)
+    objective = Broken(row=PLAN.step(1)[1], seen=True)
     found = {}
     for skips in (False, True):
         source, module = recorded(plan=replace(PLAN, steps=2)), made(objective)
@@ -334,6 +335,21 @@ def one_rank(folder: Path, rank: int) -> None:
     torch.save(found, folder / f"rank{rank}.pt")
 
 
+def test_what_another_rank_finds_counts(tmp_path, monkeypatch):
+    """This one is sound, and stops before its weights move."""
+
+    def reduce(self, found, *_, **__):
+        return found + torch.tensor([math.inf, 0.0]) if found.dtype == torch.float64 else found
+
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce", reduce)
+    source, module = recorded(), made()
+    before = weights(module)
+    with pytest.raises(NonFinite, match="step 1: the loss is inf"):
+        fit(module, source, *watching(tmp_path, source, False))
+    assert same(weights(module), before)
+
+
+@pytest.mark.long
 def test_two_ranks_stop_and_skip_together(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -352,7 +368,7 @@ def test_two_ranks_stop_and_skip_together(tmp_path):
         )
         for rank in range(2)
     ]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)[-3000:]
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     bad = PLAN.step(1)[1]
