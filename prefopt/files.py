@@ -77,6 +77,12 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines; a kill may have left a part of the last one, which is not read. [] where there is no file."""
+    found = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []  # splitlines would split texts too
+    return [json.loads(line) for line in found]
+
+
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends well, and is gone when it does not.

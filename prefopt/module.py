@@ -52,6 +52,7 @@ class PreferenceModule(L.LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.step_sums, self.held_out, self.held_out_sums = Sums(), HeldOutTable(), Sums()
         self.statistics: dict[str, Tensor] = {}
+        self.step_seen: list[tuple[Batch, Scores, Tensor]] = []  # of the step so far, with its parts of the loss
         self.strict_loading = False  # checkpoints hold what trains; on_load_checkpoint checks that it is exactly that
         self._resumed_rng: dict[str, Any] | None = None
 
@@ -70,6 +71,7 @@ class PreferenceModule(L.LightningModule):
         scores = self.score(batch)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.statistics = self.gather_statistics(scores, batch.siblings)
+            self.step_seen = []
         terms = self.objective.all_terms(scores, self.statistics)
         loss = total(terms, batch.counts)
         with torch.no_grad():
@@ -77,6 +79,7 @@ class PreferenceModule(L.LightningModule):
             extra = weighted_means(self.objective.diagnostics(scores), scores)
             parts = {f"loss_{name}": entry for name, entry in term_entries(terms, batch.counts).items()}
             self.step_sums.update(_share_counts(parts, self.trainer) | seen | extra)
+        self.step_seen.append((batch, scores.detach(), loss.detach()))  # looked at only where the step is broken
         # Lightning divides by its accumulation, DDP by its ranks; the counts have already divided by everything.
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from prefopt.callbacks.finite import Finite
 from prefopt.callbacks.guards import Guards
 from prefopt.callbacks.remember import RememberReference, Wanted
 from prefopt.callbacks.steps import Steps
@@ -176,6 +177,16 @@ def build_guards(request: Request, parts: Parts, run: RunFolder) -> list[Guards]
     if not isinstance(parts.source, Rollouts):
         return []
     return [Guards(parts.source, request.settings.guards, lambda alarms: run.save(health=alarms))]
+
+
+def build_finite(request: Request, parts: Parts, path: Path, clock: Steps) -> Finite:
+    """What looks for numbers that are none. A recorded row stands in a file, what a policy says in none."""
+    source = parts.source
+
+    def line(row: int) -> str:
+        return source.view.examples[row].example.source if isinstance(source, Recorded) else ""
+
+    return Finite(path, clock, request.settings.trainer.non_finite == "skip", parts.renderer.text, line)
 
 
 def build_data(request: Request, parts: Parts) -> PreferenceData:

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from prefopt.callbacks.checkpoints import Checkpoints
+from prefopt.callbacks.finite import NonFinite
 from prefopt.callbacks.progress import Progress
 from prefopt.callbacks.selfcheck import SelfCheck
 from prefopt.callbacks.steps import Steps
@@ -21,6 +22,7 @@ from prefopt.files import replacing_folder, write_lines
 from prefopt.jobs.assemble import (
     Parts,
     build_data,
+    build_finite,
     build_guards,
     build_memory,
     build_module,
@@ -88,11 +90,15 @@ def _recorded(request: Request, run: RunFolder) -> int:
 
 def _failed(run: RunFolder, error: Exception) -> int:
     """Written down where that can still be done: a full disk has no room for the reason either."""
-    said = f"{type(error).__name__}: {error}"
+    said, written = f"{type(error).__name__}: {error}", run.path / "error.txt"
+    if isinstance(error, NonFinite):
+        written = error.file
+        if not run.main_process:  # every rank says the same
+            return FAILED
     try:
         run.save(status="failed", error=said)
         (run.path / "error.txt").write_text(traceback.format_exc(), "utf-8")
-        where = f"see {run.path / 'error.txt'}"
+        where = f"see {written}"
     except OSError as unwritten:
         where = f"{run.path} cannot be written to: {unwritten.strerror or unwritten}"
     print(f"the run failed: {said.splitlines()[0]}\n{where}", file=sys.stderr)
@@ -112,8 +118,9 @@ def _run(request: Request, run: RunFolder) -> bool:
     clock = Steps(run.metrics, parts.source)
     every = settings.trainer.checkpoint_every
     checkpoints = Checkpoints(run.checkpoint, steps_of(every, parts.plan.steps) if every else None, clock, run.resumed)
+    finite = build_finite(request, parts, run.path / "non_finite.jsonl", clock)
     first = SelfCheck(clock.paused, own_answers=parts.source.judge is not None)
-    watching = [Progress(f"training {objective.name}"), first, clock]
+    watching = [Progress(f"training {objective.name}"), first, clock, finite]
     guards = build_guards(request, parts, run)
     moving = [*build_memory(request, parts, module, clock), *build_sync(request, module)]
     callbacks = [*watching, *moving, *guards, checkpoints]
@@ -124,6 +131,7 @@ def _run(request: Request, run: RunFolder) -> bool:
         raise RequestError(f"trainer.devices={settings.trainer.devices}, but there are {trainer.world_size} processes")
     torch.manual_seed(settings.seed)
     trainer.fit(module, datamodule=build_data(request, parts), ckpt_path=resume, weights_only=True)
+    run.save(skipped_steps=finite.skipped)
     stopped = any(guard.ends for guard in guards)
     for guard in guards:
         guard.go_back(module)

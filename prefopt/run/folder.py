@@ -34,7 +34,7 @@ KEYS = (
     *("base_hash", "model_hash", "row_order_hash", "resumed_at", "steps", "examples", "tokens", "train_seconds"),
     *("pairs_per_second", "tokens_per_second", "peak_memory_bytes", "parameters", "trainable", "val", "test"),
     *("test_reference", "samples", "samples_reference", "reward_is_log_odds", "world", "audit", "versions"),
-    *("rollouts", "sampling_seconds", "health", "device", "precision", "git", "error"),
+    *("rollouts", "sampling_seconds", "health", "skipped_steps", "device", "precision", "git", "error"),
 )
 
 

@@ -224,6 +224,7 @@ class TrainerSettings:
     accelerator: str
     precision: Any
     clip: float | None
+    non_finite: str
     checkpoint_every: float | None
     val_every: float | None
 
@@ -236,6 +237,7 @@ class TrainerSettings:
         alone = self.precision != "auto" or self.devices == 1
         require(alone, "trainer.precision", "a name: auto is measured, and several devices might disagree", "auto")
         require(self.clip is None or self.clip > 0, "trainer.clip", "above 0, or null for none", self.clip)
+        one_of(self.non_finite, "trainer.non_finite", ("stop", "skip"))
         for name in ("checkpoint_every", "val_every"):
             value = getattr(self, name)
             wanted = "above 0: under 1 a fraction of the run, from 1 on optimiser steps"
