@@ -15,12 +15,14 @@ from filelock import FileLock
 
 from prefopt.errors import RequestError, first_line
 
+TEMPORARY = ".prefopt"  # how the hidden names end that `replacing` and `replacing_folder` give
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and is gone when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -29,6 +31,18 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is a file or folder of `replacing` or `replacing_folder`."""
+    return path.name.startswith(".") and path.name.endswith(TEMPORARY)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """What a kill has left of them; only where nobody else may be writing."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if is_temporary(entry):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _umask() -> int:
@@ -84,7 +98,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Folders above it that are missing are made only then, so that a failure leaves nothing at all.
     """
     above = next(parent for parent in folder.absolute().parents if parent.is_dir())
-    temporary, aside = (Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=above)) for _ in range(2))
+    temporary, aside = (Path(tempfile.mkdtemp(TEMPORARY, f".{folder.name}.", above)) for _ in range(2))
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def _missing(path: Path, trainer: L.Trainer) -> bool:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines; a kill may have left a part of the last one."""
-    found = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in found if line.endswith("\n")]
+    """The whole lines; a kill or a full disk may have left a part of one."""
+    found = path.read_text("utf-8", "replace").splitlines(keepends=True) if path.exists() else []
+    return [looked for line in found if line.endswith("\n") and (looked := _look(line)) is not None]
+
+
+def _look(line: str) -> dict[str, Any] | None:
+    with suppress(ValueError):
+        found = json.loads(line)
+        return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+    return None
