@@ -168,4 +168,4 @@ def test_checkpoint_holds_what_trains_and_loads_safely(cache_dir, tmp_path):
     assert all("lora_" in name for name in checkpoint["state_dict"])
     trained = sum(t.numel() * t.element_size() for t in checkpoint["state_dict"].values())
     size = (tmp_path / "run/checkpoints/last.ckpt").stat().st_size
-    assert size < 1.2 * trained * 3 + 40_000  # AdamW keeps two moments; the rest is names and random states
+    assert size < 1.2 * trained * 3  # AdamW keeps two moments; the rest is names and random states

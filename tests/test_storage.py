@@ -17,8 +17,10 @@ from prefopt.callbacks.validation import _lines
 from prefopt.errors import RequestError
 from prefopt.files import replacing, replacing_folder
 from prefopt.module import _restore_rng, _rng_state
+from prefopt.objectives import create
 from prefopt.run import RunFolder, check_run_folder
 from prefopt.run.checkpoints import LAST, PREVIOUS, UNREADABLE, newest_sound, sound
+from tests.toy import train_toy
 
 PLAIN = {"loss": {"_target_": "x"}, "seed": 0}
 
@@ -194,3 +196,20 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
     _restore_rng(torch.load(tmp_path / "rng", weights_only=True))
     assert [draw() for _ in range(700)] == expected
     assert sum(t.nbytes for t in (_rng_state()["python"][1], _rng_state()["numpy"][0])) == 4 * (625 + 624)
+
+
+def test_every_rank_goes_on_with_its_own(monkeypatch):
+    class SecondOfTwo:
+        global_rank, world_size = 1, 2
+
+    def gather(found, own):
+        found[:] = ["of the first", own]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    module, trainer = train_toy(create("sft")), SecondOfTwo()
+    module.trainer = trainer
+    saved = {"state_dict": {f"policy.{name}": p for name, p in module.policy.trainable().items()}}
+    module.on_save_checkpoint(saved)
+    assert saved["rng"][0] == "of the first"
+    module.on_load_checkpoint(saved)
+    assert module._resumed_rng is saved["rng"][1]
