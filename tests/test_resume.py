@@ -25,7 +25,7 @@ TIMES = ("seconds", "pairs_per_second", "tokens_per_second")  # the columns that
 STEPS = 20
 # What a resumed run may say differently: when it was resumed, and everything a clock or a memory gauge says.
 DIFFERS = {"resumed_at", "command", "train_seconds", "pairs_per_second", "tokens_per_second", "peak_memory_bytes"}
-DIFFERS |= {"sampling_seconds"}
+DIFFERS |= {"sampling_seconds", "git"}  # somebody may commit meanwhile
 # Four steps a collection, a reward and a KL coefficient with a running state.
 SPEAKING = ["source.prompts=32", "source.passes=2", f"trainer.max_steps={STEPS}", "reward.scale=running"]
 SPEAKING += ["source.kl_target=0.5", "source.kl_horizon=500"]
