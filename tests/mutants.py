@@ -33,6 +33,8 @@ RENDERING = ("tests/data/test_render_templates.py", "tests/data/test_render.py")
 PUBLISHED = ("tests/data/test_published.py",)
 DATA = tuple(f"tests/data/test_{name}.py" for name in ("audit", "store", "views", "prepare", "shapes"))
 OPTIMUM = ("tests/metrics/test_optimum.py", "tests/metrics/test_shares.py")
+STORAGE = ("tests/test_storage.py",)
+STOP = ("tests/test_stop.py",)
 ROLLOUTS = ("tests/rollouts", "tests/test_invariance.py")
 OWN = {  # beginnings of the files that are not mathematics
     "data/render": RENDERING,
@@ -48,6 +50,16 @@ OWN = {  # beginnings of the files that are not mathematics
     "scoring/narrow": ("tests/scoring/test_narrow.py", "tests/scoring/test_forest.py"),
     "scoring/": ("tests/scoring/test_forest.py", "tests/scoring/test_score.py"),
     "models/": MODELS,
+    "callbacks/storage": STORAGE,
+    "callbacks/steps": STORAGE,
+    "callbacks/validation": STORAGE,
+    "run/checkpoints": STORAGE,
+    "run/folder": STORAGE,
+    "files": STORAGE,
+    "callbacks/stop": STOP,
+    "callbacks/checkpoints": STOP,
+    "jobs/others": STOP,
+    "progress": STOP,
     "callbacks/remember": ("tests/test_remember.py",),
     "callbacks/selfcheck": ("tests/test_selfcheck.py", "tests/test_finite.py"),
     "callbacks/guards": ("tests/rollouts/test_guards.py",),
@@ -61,7 +73,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "jobs/pooling": ("tests/test_pooling.py",),
     "jobs/optimum": ("tests/test_pooling.py",),
     "metrics/": ("tests/test_metrics.py",),
-    "module": MODELS,
+    "module": (*STORAGE, *MODELS),
     "rollouts/": ROLLOUTS,
     "rewards/": ("tests/rewards",),
 }
@@ -571,7 +583,7 @@ MUTANTS = [
         ("a row of them is forgotten", ', state["in_a_row"]', ", 0"),
         ("later lines stay", 'if line["step"] <= trainer.global_step]', "]"),
         ("earlier lines are lost", 'line["step"] <= trainer.global_step', "False"),
-        ("earlier lines are lost at the end", "[*whole_lines(self.path), *lines]", "lines"),
+        ("earlier lines are lost at the end", "[*stepped_lines(self.path), *lines]", "lines"),
         ("all rows are named", "if entry[0] == worst", ""),
         ("a step too late", "step = trainer.global_step + 1", "step = trainer.global_step + 2"),
         ("what the objective sends back is not looked at", "(math.isfinite(share) and learns)", "math.isfinite(share)"),
@@ -1118,6 +1130,90 @@ MUTANTS = [
         ("warnings keep nothing", 'if self.on[name].do != "warn"]', "]"),
         ("nothing goes back", "parameter.copy_(self.kept[name])", "pass"),
         ("not in a row", "for name in wrong}", "for name in {**self.wrong, **wrong}}"),
+    ),
+    *of(
+        "callbacks/storage.py",
+        ("the one before is lost", "os.replace(path, Path(path).with_name(PREVIOUS))", "pass"),
+        ("written in its place", "with replacing(Path(path)) as temporary:", "for temporary in (Path(path),):"),
+        ("in torch's words", "raise error.__context__ from error", "raise"),
+    ),
+    *of(
+        "run/checkpoints.py",
+        ("checksums are not read", "if archive.testzip() is not None:", "if False:"),
+        ("the last alone", "(folder / LAST, folder / PREVIOUS)", "(folder / LAST,)"),
+        ("the damaged one stays", "path.replace(folder / UNREADABLE)", "pass"),
+        ("every rank moves it", "        if main_process:", "        if True:"),
+    ),
+    *of(
+        "callbacks/stop.py",
+        (
+            "a second signal waits",
+            "if self.main_process and (again or not self.waits):",
+            "if self.main_process and not self.waits:",
+        ),
+        ("evaluation goes on", "(again or not self.waits)", "again"),
+        ("every rank ends by itself", "if self.main_process and (again", "if (again"),
+        ("a warning is a second signal", "again = self.asked and not warning", "again = self.asked"),
+        ("handlers stay", "            signal.signal(number, handler)", "            pass"),
+        ("Slurm is not told", "self.requeue = self.requeue or warning", "self.requeue = False"),
+    ),
+    *of(
+        "callbacks/checkpoints.py",
+        ("never late", "stopping = self.stop.asked or self._late", "stopping = self.stop.asked"),
+        ("signals are not looked for", "stopping = self.stop.asked or self._late", "stopping = self._late"),
+        ("the save takes no time", " + (self._longest_save or 0.0) >", " >"),
+        ("a look out of turn", "trainer.limit_val_batches = 0", "pass"),
+        (
+            "too late to be heard",
+            "if self.stop.asked and self.stop.main_process and not self.interrupted:",
+            "if False:",
+        ),
+    ),
+    *of(
+        "callbacks/steps.py",
+        (
+            "half a row stays",
+            'if row.endswith("\\n") and row.count(",") == header.count(",")',
+            'if row.count(",") == header.count(",")',
+        ),
+        ("garbled rows stay", ' and row.count(",") == header.count(",")]', "]"),
+        ("half a header stays", ' and header.endswith("\\n")):', "):"),
+        ("later rows stay", "int(number) <= step", "True"),
+    ),
+    *of(
+        "callbacks/validation.py",
+        ("half a look stays", 'if line.endswith("\\n") and (looked', "if (looked"),
+        ("a garbled look ends the run", "    with suppress(ValueError):", "    with suppress(KeyError):"),
+    ),
+    *of(
+        "files.py",
+        ("what a kill left stays", "shutil.rmtree(entry) if entry.is_dir() else entry.unlink()", "pass"),
+        ("every hidden file is ours", " and path.name.endswith(TEMPORARY)", ""),
+    ),
+    *of(
+        "run/folder.py",
+        ("a killed run's folder is refused", " and not is_temporary(entry)", ""),
+        (
+            "the checkpoints' folder is not swept",
+            "for folder in (self.path, self.checkpoint.parent):",
+            "for folder in (self.path,):",
+        ),
+    ),
+    *of(
+        "module.py",
+        ("every rank draws as the first", '["rng"][self.trainer.global_rank]', '["rng"][0]'),
+        ("the first rank's alone", "torch.distributed.all_gather_object(found, own)", "found[0] = own"),
+        ("numpy draws anew", 'np.random.set_state(("MT19937", _numbers(words), *rest))', "pass"),
+    ),
+    *of(
+        "progress.py",
+        ("srun is not known", ', "SLURM_PROCID")', ")"),
+        ("torchrun is not known", '("RANK",) if "RANK" in os.environ else ', ""),
+    ),
+    *of(
+        "jobs/others.py",
+        ("the reference is not told", 'if settings.model.reference == "model" and', "if False and"),
+        ("one of an ensemble", "if key in found else own", "if False else own"),
     ),
 ]
 

@@ -27,7 +27,7 @@ from prefopt.data.loader import Plan, Recorded, Source, micro_batches
 from prefopt.data.module import PreferenceData
 from prefopt.data.views import view
 from prefopt.errors import FAILED, OK, RequestError
-from prefopt.files import whole_lines
+from prefopt.files import stepped_lines
 from prefopt.jobs.train import train
 from prefopt.module import PreferenceModule
 from prefopt.objectives import Objective, create
@@ -109,7 +109,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def rows_of(folder: Path) -> list[int]:
-    return [line["row"] for line in whole_lines(folder / "non_finite.jsonl")]
+    return [line["row"] for line in stepped_lines(folder / "non_finite.jsonl")]
 
 
 def column(folder: Path, name: str) -> list[float]:
@@ -142,7 +142,7 @@ def test_it_stops_before_a_weight_moves_and_names_the_row(tmp_path):
     fit(once, recorded(plan=replace(PLAN, steps=1)))
     assert same(weights(module), weights(once))
     assert len(column(tmp_path, "loss")) == 1
-    (line,) = whole_lines(tmp_path / "non_finite.jsonl")
+    (line,) = stepped_lines(tmp_path / "non_finite.jsonl")
     own = toy_examples(24)[BAD]
     said = {name: line[name] for name in ("step", "row", "source", "prompt", "completions", "step_loss", "loss")}
     assert said == {
@@ -172,7 +172,7 @@ def test_a_policys_own_answers_stand_in_no_file(tmp_path):
     module = spoil(made(create("grpo")), 3, value=math.nan)
     with pytest.raises(NonFinite, match=r"step 1: .* 1 of 6 rows, first row 3$"):
         fit(module, source, *watching(tmp_path, source, False))
-    (line,) = whole_lines(tmp_path / "non_finite.jsonl")
+    (line,) = stepped_lines(tmp_path / "non_finite.jsonl")
     assert (line["row"], line["source"], len(line["completions"])) == (3, None, 3)
     assert [isinstance(logp, str) for logp in line["logp"]] == [True, False, False]
 
@@ -207,7 +207,7 @@ def test_no_row_stands_out(tmp_path):
     with pytest.raises(NonFinite, match=r"norm nan, by every row, first toy.jsonl:0; is optimizer.lr too high\?"):
         fit(module, source, *watching(tmp_path, source, False))
     assert same(weights(module), before)
-    lines = whole_lines(tmp_path / "non_finite.jsonl")
+    lines = stepped_lines(tmp_path / "non_finite.jsonl")
     assert [line["row"] for line in lines] == [0, 1, 2]
     assert {line["grad_norm"] for line in lines} == {"nan"}
     assert sum(line["loss"] for line in lines) == pytest.approx(lines[0]["step_loss"], rel=1e-12)
@@ -263,7 +263,7 @@ def test_a_run_that_only_skips_stops(tmp_path, monkeypatch):
     with pytest.raises(NonFinite, match=r"step 3: .* by every row"):
         fit(spoil(made(), *range(24)), source, clock, finite)
     assert finite.skipped == 2
-    assert [line["step"] for line in whole_lines(tmp_path / "non_finite.jsonl")] == [1] * 6 + [2] * 6 + [3] * 6
+    assert [line["step"] for line in stepped_lines(tmp_path / "non_finite.jsonl")] == [1] * 6 + [2] * 6 + [3] * 6
 
 
 @pytest.mark.parametrize("lr", [0.1, 0.0])
@@ -404,7 +404,7 @@ def test_a_run_stops_with_two_lines_and_goes_on_or_skips(tmp_path, monkeypatch, 
         capsys.readouterr()
         assert train(compose_request([*asked, f"run_dir={run}"])) == FAILED
         first, second = capsys.readouterr().err.strip().splitlines()[-2:]
-        (line,) = whole_lines(run / "non_finite.jsonl")
+        (line,) = stepped_lines(run / "non_finite.jsonl")
         assert line["source"] in first
         assert "step 3" in first
         assert second == f"see {run / 'non_finite.jsonl'}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prefopt.callbacks.steps import Steps, overflows
-from prefopt.files import whole_lines, write_lines
+from prefopt.files import stepped_lines, write_lines
 from prefopt.module import PreferenceModule
 from prefopt.objectives.base import total
 from prefopt.progress import say
@@ -52,7 +52,7 @@ class Finite(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A run that resumes writes again what came after its checkpoint."""
         if trainer.is_global_zero and self.path.exists():
-            kept = [line for line in whole_lines(self.path) if line["step"] <= trainer.global_step]
+            kept = [line for line in stepped_lines(self.path) if line["step"] <= trainer.global_step]
             if kept:
                 write_lines(self.path, kept)
             else:
@@ -95,7 +95,7 @@ class Finite(L.Callback):
     def _write(self, lines: list[Entry], goes_on: bool) -> None:
         """Those of many skipped steps one below the other, those that end a run whole or not at all."""
         if not goes_on:
-            write_lines(self.path, [*whole_lines(self.path), *lines])
+            write_lines(self.path, [*stepped_lines(self.path), *lines])
             return
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,16 @@ def overflows(trainer: L.Trainer) -> bool:
     """Whether gradients that are no numbers may be the scaler's doing: at a scale below 1 they are not."""
     scaler = scaler_of(trainer)
     return scaler is not None and scaler.get_scale() >= 1
+
+
+def rows_until(table: str, step: int) -> str:
+    """The header of a metrics.csv and its rows up to a step, without lines that a kill or a full disk has cut."""
+    header, *rows = table.splitlines(keepends=True) or [""]
+    if not (header.startswith("step,") and header.endswith("\n")):
+        return ""
+    whole = [row for row in rows if row.endswith("\n") and row.count(",") == header.count(",")]
+    numbered = ((row, row.partition(",")[0]) for row in whole)
+    return header + "".join(row for row, number in numbered if number.isdecimal() and int(number) <= step)
 
 
 class Steps(L.Callback):
@@ -162,20 +172,26 @@ class Steps(L.Callback):
         """A run that resumes at `step` writes the later rows again."""
         if not self.path.exists():
             return
-        with self.path.open(newline="", encoding="utf-8") as stream:
-            lines = stream.read().splitlines(keepends=True)
-        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            kept = rows_until(stream.read(), step)
         with replacing(self.path) as temporary:
-            temporary.write_text("".join(lines[:1] + kept), "utf-8", newline="")
+            temporary.write_text(kept, "utf-8", newline="")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Evaluation loads more than training needs; the method's own memory is what it took up to here."""
         self.peak_memory = peak_memory_bytes()
 
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        with suppress(OSError):  # a full disk, which is what ended the run
+            self._close()
+
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = self._writer = None
+            file, self._file, self._writer = self._file, None, None
+            file.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "tokens": self.tokens}

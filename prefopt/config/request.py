@@ -39,7 +39,7 @@ LEAST_LABELLED = 8  # prompts, so that some of them differ
 BUILT = ("loss", "optimizer", "schedule", "strategy")
 SECTIONS = (
     *("model", "data", "source", "reward", "guards", "trainer", "evaluation"),
-    *("seed", "run_dir", "cache_dir", "debug"),
+    *("seed", "run_dir", "cache_dir", "save_by", "debug"),
 )
 
 
@@ -181,7 +181,7 @@ def build_objective(cfg: DictConfig, soft: str) -> Objective:
 
 def trained_settings(run: Finished) -> Settings:
     """The typed request that a run answered. Keys that were added since have their defaults."""
-    places = {"run_dir": str(run.path), "cache_dir": "", "debug": False}
+    places = {"run_dir": str(run.path), "cache_dir": "", "save_by": None, "debug": False}
     try:
         asked = OmegaConf.merge(_defaults(), run.config, places)
         assert isinstance(asked, DictConfig)

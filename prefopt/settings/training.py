@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import RequestError
-from prefopt.settings.checks import DTYPES, one_of, require
+from prefopt.settings.checks import DTYPES, one_of, require, seconds_of
 from prefopt.settings.guards import GuardsSettings
 from prefopt.settings.rewards import RewardSettings
 
@@ -272,7 +272,17 @@ class Settings:
     seed: int
     run_dir: str | None
     cache_dir: str
+    save_by: Any
     debug: bool
+
+    def __post_init__(self) -> None:
+        limit = self.time_limit
+        require(limit is None or limit > 0, "save_by", "seconds, HH:MM:SS or D-HH:MM:SS, or null", self.save_by)
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds; nan where save_by says no time."""
+        return None if self.save_by is None else seconds_of(str(self.save_by))
 
     @property
     def weights_dtype(self) -> str:
