@@ -1,4 +1,4 @@
-"""Run folders of other people run no code here; those of a person do not tell who that is, and are read all the same."""
+"""Run folders of other people run no code here; a person's own do not tell who that is, and are read all the same."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import transformers.dynamic_module_utils
 
-from prefopt import compare, evaluate, export, sample
+from prefopt import evaluate, export, sample
 from prefopt.errors import FAILED, OK, WRONG
 from prefopt.jobs.loading import open_model
+from prefopt.jobs.optimum import known_optimum
 from prefopt.models.probe import Probe
+from prefopt.reports.compare.runs import read_runs
 from tests.models.saved import saved_model, trained
 from tests.reports.fake import write_run
 
@@ -121,11 +123,23 @@ ALL = tuple(MAINS)
 SAFE = "no adapter_model.safetensors there; adapters are read as safetensors only"
 FOREIGN = {  # what was done to it, which run, who is asked, with which words, what is said
     "code": (brings_code, "full", ALL, [], "brings code of its own; model.trust_remote_code=true runs it"),
-    "pickled weights": (pickled("model"), "full", ALL, [], "holds pytorch_model.bin, which can run code when read"),
-    "pickled adapter": (pickled("adapter_model"), "lora", ALL, [], SAFE),
-    "pickled adapter, base named": (pickled("adapter_model"), "lora", ALL, ["base=BASE"], SAFE),
-    "adapter in a model": (both_at_once, "full", ALL, [], SAFE),
-    "interpolation": (looks_up, "full", ALL, [], "model.reference_name=${oc.env:HOME}: ${} is not followed there"),
+    "pickled weights": (
+        pickled("model"),
+        "full",
+        ("sample",),
+        [],
+        "holds pytorch_model.bin, which can run code when read",
+    ),
+    "pickled adapter": (pickled("adapter_model"), "lora", ("evaluate",), [], SAFE),
+    "pickled adapter, base named": (pickled("adapter_model"), "lora", ("export",), ["base=BASE"], SAFE),
+    "adapter in a model": (both_at_once, "full", ("export",), [], SAFE),
+    "interpolation": (
+        looks_up,
+        "full",
+        ("sample",),
+        [],
+        "model.reference_name=${oc.env:HOME}: ${} is not followed there",
+    ),
     "target": (names_a_call, "full", ("evaluate",), [], "loss._target_=pathlib.Path.touch is not called"),
 }
 
@@ -176,12 +190,12 @@ def test_code_runs_where_the_command_says_so(foreign, ask, tmp_path, monkeypatch
     assert code in (WRONG, FAILED)  # there is nothing but the payload in it
 
 
-def test_comparing_runs_no_code_either(tmp_path, monkeypatch, capsys):
+def test_comparing_runs_no_code_either(tmp_path):
     trusted = {"data": {"kind": "controlled"}, "model": {"trust_remote_code": True}}
     (write_run(tmp_path / "run", config=trusted) / "model").mkdir()
-    monkeypatch.setattr(sys, "argv", ["prefopt.compare", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    assert compare.main() == OK
-    assert "No optimum: the runs' models bring code of their own, which is not run here." in capsys.readouterr().out
+    optimum, why_none = known_optimum(read_runs([tmp_path / "run"]).runs, 100, tmp_path / "cache")
+    assert optimum is None
+    assert why_none == "No optimum: the runs' models bring code of their own, which is not run here."
 
 
 # ---------------------------------------------------------------- a person's own
@@ -205,30 +219,29 @@ def test_a_run_folder_does_not_tell_whose_it_is(home, kind):
         assert not (run / "model/README.md").exists()
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.long), "lora"])
 def test_it_is_read_all_the_same(home, ask, tmp_path, kind):
     run = getattr(home, kind)
     held = json.loads((run / "summary.json").read_text())
-    code, told = ask("evaluate", f"run={run}")
+    code, told = ask("evaluate", f"run={run}", "evaluation.prompts=0")
     assert code == OK, told
     found = json.loads((tmp_path / "out/summary.json").read_text())
     assert found["test"]["accuracy_logratio"] == held["test"]["accuracy_logratio"]
     assert telling(tmp_path / "out", str(home.folder)) == []
     shutil.rmtree(tmp_path / "out")
-    code, told = ask("export", f"run={run}", *(["form=adapter"] if kind == "lora" else []))
-    assert code == OK, told
-    assert telling(tmp_path / "out", str(home.folder)) == (["adapter_config.json"] if kind == "lora" else [])
-    shutil.rmtree(tmp_path / "out")
-    for words in ([f"run={run}"], [f"model.name={run / 'model'}"], [f"model.name=~/{kind}/run/model"]):
+    for words in ([f"run={run}"], [f"model.name='~/{kind}/run/model'"]):
         code, told = ask("sample", *words)
         assert code == OK, told
         (tmp_path / "out").unlink()
 
 
 def test_an_exported_adapter_is_loaded_by_peft_alone(home, ask, tmp_path):
+    """Which does not know what `~` is."""
     from peft import AutoPeftModelForCausalLM
 
-    assert ask("export", f"run={home.lora}", "form=adapter")[0] == OK
+    code, told = ask("export", f"run={home.lora}", "form=adapter")
+    assert code == OK, told
+    assert telling(tmp_path / "out", str(home.folder)) == ["adapter_config.json"]
     assert json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"] == home.base
     AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
 

@@ -96,7 +96,7 @@ def test_a_run_folder_is_the_same_runs_by_either_name(ada, tmp_path, monkeypatch
         (run / "config.json").write_text(json.dumps(content))
         check_run_folder(str(run), plain)
         check_run_folder(str(run), {**plain, "data": {"train": "~/x"}})
-        with pytest.raises(RequestError, match="data.train is '~/x' there and '~/y' here"):
+        with pytest.raises(RequestError, match=r"data\.train is '~/x' there and '~/y' here"):
             check_run_folder(str(run), {**plain, "data": {"train": "/home/ada/y"}})
 
 
@@ -105,7 +105,7 @@ def test_a_sweep_keeps_its_words_for_itself(ada, tmp_path):
     words = ["data.train=/home/ada/x", f"+x.token={LETTERS}"]
     with Ledger(tmp_path) as ledger:
         (job,) = ledger.add([Job.of(words, words, {"seed": 0}, 1)])
-        assert job.name.startswith("train_x-token")
+        assert job.name.startswith("trainx-token-")
     for _ in range(2):
         assert (tmp_path / "sweep.json").read_text().count("data.train=~/x") == 1
         assert LETTERS not in (tmp_path / "sweep.json").read_text()
