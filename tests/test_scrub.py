@@ -66,7 +66,7 @@ def test_all_that_json_holds(ada):
 @pytest.mark.parametrize("home", ["/", ""])
 def test_a_home_that_is_no_folder_of_anybodys(monkeypatch, home):
     monkeypatch.setenv("HOME", home)
-    assert scrubbed("data.train=/data/x") == "data.train=/data/x"
+    assert scrubbed("data.train=/data/x / y") == "data.train=/data/x / y"
 
 
 def test_a_home_behind_a_link(tmp_path, monkeypatch):
