@@ -20,11 +20,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What an error says, in one line that steers no terminal; its type where it says nothing."""
+    return plain(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
+
+
+def plain(text: str, keep: str = "") -> str:
+    """Text without control codes, but for `keep`: what a model or a file says must not steer a terminal."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def refuse(message: str) -> int:
     """One or two lines on stderr, and the exit code of a wrong request."""
-    print("\n".join(message.strip().splitlines()[:2]), file=sys.stderr)
+    print("\n".join(map(plain, message.strip().splitlines()[:2])), file=sys.stderr)
     return WRONG

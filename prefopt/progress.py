@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from prefopt.errors import plain
+
 Item = TypeVar("Item")
-console = Console(stderr=True, soft_wrap=True)
+console = Console(stderr=True, soft_wrap=True, emoji=False)
 LINE_EVERY = 10.0  # seconds between lines when nobody watches live
 
 
@@ -88,6 +90,7 @@ def is_main_process() -> bool:
 
 
 def say(sentence: str) -> None:
-    """One line about what is going on, from the main process, on stderr."""
+    """One line about what is going on, from the main process, on stderr. A log's last line or a file's name, which it
+    may hold, steers no terminal."""
     if is_main_process():
-        console.print(sentence, highlight=False, markup=False)
+        console.print(plain(sentence, keep="\n"), highlight=False, markup=False)

@@ -22,7 +22,7 @@ from tests.mistakes.asking import Mistake, left, pairs
 from tests.models.saved import saved_model
 
 TABLE = [
-    *(*requests.OPTIONS, *requests.LOSSES, *requests.DEVICES, *requests.TARGETS, *requests.FILES),
+    *(*requests.OPTIONS, *requests.LOSSES, *requests.DEVICES, *requests.TARGETS, *requests.FILES, *requests.HYDRA),
     *(*rows.FILES, *rows.ROWS, *rows.SPLITS),
     *(*places.MODELS, *places.RUNS),
     *(*pipelines.NAMES, *pipelines.STAGES, *pipelines.FOLDERS),

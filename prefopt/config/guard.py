@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import DictConfig, OmegaConf
 
+from prefopt.config.own import check_own, check_resolved, entries
 from prefopt.errors import RequestError, first_line, nearest
 
 MOST_BYTES, MOST_VALUES = 2**20, 100_000  # of one file
@@ -34,7 +37,8 @@ def check_flags() -> None:
         raise RequestError(f"{message}\nsettings are key=value; --help lists the flags")
 
     setattr(parser, "error", refuse)  # noqa: B010  (what argparse calls before it would exit)
-    parser.parse_args()
+    if parser.parse_args().experimental_rerun:
+        raise RequestError("--experimental-rerun reads a pickle, which can run code; give the settings again")
 
 
 # ---------------------------------------------------------------- files
@@ -47,13 +51,27 @@ def config_dir() -> str:
 
 
 def install() -> None:
-    """From now on Hydra's reader of files says where a file is wrong, and no alias can blow one up.
+    """From now on Hydra's reader of files says where a file is wrong, no alias can blow one up, and what Hydra composes
+    for itself is looked at before Hydra acts on it.
 
-    The class stays Hydra's: other launchers carry its registry into processes that know no other.
+    The classes stay Hydra's: other launchers carry its registry into processes that know no other.
     """
     Plugins.instance()  # loads Hydra's own readers anew, which must not come later
     reader = SourcesRegistry.instance().types["file"]
     setattr(reader, "load_config", _checked(reader))  # noqa: B010
+    setattr(ConfigLoaderImpl, "load_configuration", _looked_at(ConfigLoaderImpl))  # noqa: B010
+
+
+@functools.cache
+def _looked_at(loader: type[ConfigLoaderImpl]) -> Callable[..., DictConfig]:
+    load = loader.load_configuration
+
+    def load_looked_at(self: ConfigLoaderImpl, *asked: Any, **named: Any) -> DictConfig:
+        composed = load(self, *asked, **named)
+        check_own(composed)
+        return composed
+
+    return load_looked_at
 
 
 @functools.cache
@@ -65,7 +83,9 @@ def _checked(reader: type[ConfigSource]) -> Callable[[FileConfigSource, str], Co
         try:
             if file.is_file():
                 _check_size(file)
-            return load(source, config_path)
+            found = load(source, config_path)
+            _check_search_path(found, file)
+            return found
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise RequestError(f"{file}:{line}: not YAML: {error.problem or error.context}") from error
@@ -75,6 +95,14 @@ def _checked(reader: type[ConfigSource]) -> Callable[[FileConfigSource, str], Co
             raise RequestError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
 
     return load_checked
+
+
+def _check_search_path(found: ConfigResult, file: Path) -> None:
+    """Looking for configurations inside a package imports it."""
+    named = OmegaConf.select(found.config, "hydra.searchpath") if isinstance(found.config, DictConfig) else None
+    for place in [named] if isinstance(named, str) else named or []:
+        if "://" in str(place) and not str(place).startswith("file://"):
+            raise RequestError(f"{file}: hydra.searchpath: {place} is no folder; only folders are looked into")
 
 
 def _check_size(file: Path) -> None:
@@ -112,9 +140,11 @@ def check_targets(config: Mapping[str, Any]) -> None:
         if not isinstance(target, str):
             raise RequestError(f"{section} must be a section with a _target_, a dotted name; got {found!r:.80}")
         _check_name(section, target)
-        nested = next((key for key, value in _below(found, section) if key.endswith("._target_")), None)
+        below = (key for key, _ in entries(found, section) if key != f"{section}._target_")
+        nested = next((key for key in below if key.endswith("._target_")), None)
         if nested:
             raise RequestError(f"{nested}: nothing below {section} is built; only {section}._target_ is")
+        check_resolved(found, section)
 
 
 def check_found(section: str, target: str) -> None:
@@ -149,12 +179,3 @@ def _within(name: str, section: str) -> bool:
 def _packages(section: str) -> list[str]:
     plugins = {entry.module.partition(".")[0] for entry in entry_points(group=PLUGINS)}
     return [*TARGETS[section], *sorted(plugins)]
-
-
-def _below(section: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    """("a.b.c", value) of everything in what a section holds."""
-    for key, value in section.items():
-        children = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
-        for name, child in children.items():
-            yield f"{path}.{key}.{name}", child
-        yield from _below({str(k): v for k, v in children.items()}, f"{path}.{key}")

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from prefopt.config.explain import explain, no_key
 from prefopt.config.guard import check_flags, check_found, check_targets, config_dir, install
+from prefopt.config.own import check_resolved
 from prefopt.config.staged import gathered
 from prefopt.data.origins import Origin, open_origin
 from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError, first_line, refuse
@@ -179,11 +180,14 @@ def build_objective(cfg: DictConfig, soft: str) -> Objective:
     return objective
 
 
-def trained_settings(run: Finished) -> Settings:
-    """The typed request that a run answered. Keys that were added since have their defaults."""
+def trained_settings(run: Finished, trust: bool = False) -> Settings:
+    """The typed request that a run answered. Keys that were added since have their defaults. trust: whether who asks
+    now runs code that models bring along; what the run was told of that is another person's word."""
     places = {"run_dir": str(run.path), "cache_dir": "", "save_by": None, "debug": False}
+    told = {**places, "model": {"trust_remote_code": trust}}
     try:
-        asked = OmegaConf.merge(_defaults(), run.config, places)
+        check_resolved(run.config, "")
+        asked = OmegaConf.merge(_defaults(), run.config, told)
         assert isinstance(asked, DictConfig)
         return read_settings(asked)
     except (RequestError, OmegaConfBaseException, KeyError) as error:

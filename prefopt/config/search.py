@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn
 from prefopt.errors import RequestError, nearest
 from prefopt.progress import say
 from prefopt.run import ENDED, PLACES
+from prefopt.scrub import scrubbed
 
 if TYPE_CHECKING:
     import optuna
@@ -151,7 +152,7 @@ def _begin(point: Sequence[str], intervals: Sequence[str], wanted: Wanted, folde
     same = sorted(o for o in point if o.partition("=")[0] not in places)
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        study_name=" ".join([*same, *intervals, wanted.metric]),
+        study_name=scrubbed(" ".join([*same, *intervals, wanted.metric])),
         direction=optuna.study.StudyDirection[wanted.direction.upper()],
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))),
         load_if_exists=True,

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from prefopt.data.examples import Message
 from prefopt.data.prompts import Prompt
-from prefopt.errors import OK, RequestError, nearest
+from prefopt.errors import OK, RequestError, nearest, plain
 from prefopt.jobs.sample import Speaker
 from prefopt.progress import say
-from prefopt.reports.rows import plain
 
 COMMANDS = ("/quit", "/reset")
 

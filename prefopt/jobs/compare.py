@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import OK
+from prefopt.errors import OK, plain
 from prefopt.files import replacing
 from prefopt.jobs.optimum import known_optimum
 from prefopt.reports.compare.drawing import save_png
@@ -48,12 +48,12 @@ def compare(
         with replacing(out / name) as temporary:
             temporary.write_text(content, "utf-8")
     for sentence in report.left_out:
-        print(f"left out    {sentence}")
+        print(f"left out    {plain(sentence)}")
     for difference in report.differences:
         if difference.shown:
-            print(f"difference  {difference.line}")
+            print(f"difference  {plain(difference.line)}")
     print(f"compared    {sum(len(line.setting.runs) for line in report.lines)} runs")
     if why_none:
-        print(f"note        {why_none}")
+        print(f"note        {plain(why_none)}")
     print(f"report      {out / 'index.html'}   (results.csv, results.md, figures/)")
     return OK

@@ -41,6 +41,7 @@ from prefopt.records import Scores
 from prefopt.reports.terminal import print_evaluation
 from prefopt.run import Finished, git_revision, versions
 from prefopt.schedules import constant
+from prefopt.scrub import scrubbed
 from prefopt.settings import EvaluateSettings, EvaluationSettings
 
 SCHEMA = 1
@@ -91,7 +92,7 @@ def write_evaluation(
         "evaluation": asdict(settings) if answers else {"batch_size": settings.batch_size},
         **measured(test, dataset, answers),
     }
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", scrubbed(summary))
     return summary
 
 

@@ -13,13 +13,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
-from prefopt.errors import FAILED, OK, RequestError
+from prefopt.errors import FAILED, OK, RequestError, first_line
 from prefopt.files import replacing_folder, write_json
 from prefopt.jobs.loading import Opened, check_base, open_run, quieten, started_from
 from prefopt.models.files import ADAPTER, stored_json
 from prefopt.models.probe import FILE, Probe, difference, replay
 from prefopt.models.reward import merged
 from prefopt.run import Finished, versions
+from prefopt.scrub import scrubbed
 from prefopt.settings import ExportSettings
 
 SCHEMA = 1
@@ -27,6 +28,7 @@ TOLERANCE = 1e-4  # of a logit, a log-prob in nats or a reward, where all is com
 # A run in bfloat16 rounds every product, and its merge in float32 does not. Measured on small models that is 0.6 to 1.7
 # times the spacing of numbers as large as the largest that was said; this many are allowed.
 ROUNDINGS = 4
+LOADED: dict[str, Any] = {"dtype": "auto", "use_safetensors": True}
 
 
 class Mismatch(RuntimeError):
@@ -45,7 +47,7 @@ def export(asked: ExportSettings, run: Finished) -> int:
     except Exception as error:
         if asked.debug:
             traceback.print_exc()
-        print(f"the export failed, nothing is left: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"the export failed, nothing is left: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return FAILED
     probe = lineage["probe"]
     print(f"{lineage['form']:11} {out}   (from_pretrained; lineage.json says what it came from)")
@@ -58,23 +60,23 @@ def write_export(asked: ExportSettings, run: Finished, folder: Path) -> dict[str
     """Everything, into an empty folder. Returns the lineage. Mismatch when it does not say what the run said."""
     if not (run.model / FILE).is_file():
         raise RequestError(f"run={run.path}: no model/{FILE}, so nothing to check an export against")
-    form, opened, probe = asked.form or run.forms[0], open_run(run, asked.base), Probe.load(run.model)
+    trust, form, probe = asked.model.trust_remote_code, asked.form or run.forms[0], Probe.load(run.model)
+    opened = open_run(run, asked.base, trust=trust)
     check_base(run, opened)
     dtype = asked.dtype or opened.base.dtype
     if form == "adapter":
         write_adapter(run, opened, folder)
         proof = prove(opened, probe, on_its_base(opened, folder))
     else:
-        model = classifier(run.model) if run.judges else whole(opened)
+        model = classifier(run.model, trust) if run.judges else whole(opened)
         proof = prove(opened, probe, model)
         rounded(model, dtype).save_pretrained(folder)
-        trust = opened.base.trust_remote_code
-        proof["rounding"] = compare(classifier(folder) if run.judges else causal(folder, trust), model, probe)
+        proof["rounding"] = compare(classifier(folder, trust) if run.judges else causal(folder, trust), model, probe)
     opened.base.tokenizer.save_pretrained(folder)
     if not run.judges:
         save_generation(opened, folder)
     lineage = {**origin(run, opened), "form": form, "dtype": dtype, "probe": proof}
-    write_json(folder / "lineage.json", lineage)
+    write_json(folder / "lineage.json", scrubbed(lineage))
     return lineage
 
 
@@ -103,12 +105,11 @@ def rounded(model: Any, dtype: str) -> Any:
 
 
 def causal(folder: Path, trust: bool) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, trust_remote_code=trust)
-    return model.eval()
+    return AutoModelForCausalLM.from_pretrained(folder, **LOADED, trust_remote_code=trust).eval()
 
 
-def classifier(folder: Path) -> Any:
-    return AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
+def classifier(folder: Path, trust: bool) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(folder, **LOADED, trust_remote_code=trust).eval()
 
 
 def on_its_base(opened: Opened, folder: Path) -> Any:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers import PreTrainedTokenizerBase
@@ -42,17 +43,20 @@ class Opened:
         return policy
 
 
-def open_run(run: Finished, base: str | None = None, dtype: str | None = None, chat: bool | None = None) -> Opened:
-    """The policy that a run trained. base: where the base of its adapter lies now, if it has moved."""
-    settings = trained_settings(run)
+def open_run(
+    run: Finished, base: str | None = None, dtype: str | None = None, chat: bool | None = None, trust: bool = False
+) -> Opened:
+    """The policy that a run trained. base: where the base of its adapter lies now, if it has moved. trust: run code
+    that they bring; the run's own word for it is not enough."""
+    settings = trained_settings(run, trust)
     dtype = dtype or settings.weights_dtype
-    trust = settings.model.trust_remote_code
     if not run.adapted:
         if base is not None:
             raise RequestError(f"base={base}: {run.key}={run.path} holds whole weights and needs no base")
         found = load_base(str(run.model), dtype, trust, run.key)
     else:
-        name = base or _base_name(run, settings)
+        saved = adapter_file(str(run.model), run.key)
+        name = base or _base_name(run, settings, saved)
         found = replace(load_base(name, dtype, trust, "base"), quant=settings.model.quant, adapter=str(run.model))
     return Opened(found, _renderer(found, settings, chat), settings)
 
@@ -73,7 +77,8 @@ def open_judge(name: str, trust: bool = False, key: str = "reward.name", dtype: 
     run = judging_run(name, key)
     model = load_reward(str(run.model) if run else name, dtype or "float32", trust, key)
     if run is not None:
-        return Judge(model, _renderer(Base(str(run.model), model.tokenizer, key=key), trained_settings(run), None))
+        own = Base(str(run.model), model.tokenizer, trust_remote_code=trust, key=key)
+        return Judge(model, _renderer(own, trained_settings(run), None))
     ends = Base(expanded(name), model.tokenizer, trust_remote_code=trust, key=key).end_ids()
     return Judge(model, Renderer(model.tokenizer, ends, chat=bool(model.tokenizer.chat_template)))
 
@@ -125,10 +130,10 @@ def _checked(chat: bool, tokenizer: PreTrainedTokenizerBase) -> bool:
     return chat
 
 
-def _base_name(run: Finished, settings: Settings) -> str:
-    """What the run itself stood on. An adapter that it continued may name another base."""
-    model, saved = settings.model, adapter_file(str(run.model), run.key).get("base_model_name_or_path")
-    name = expanded(str(model.name if model.name and model.adapter.start else saved))
+def _base_name(run: Finished, settings: Settings, saved: dict[str, Any]) -> str:
+    """What the run itself stood on. An adapter that it continued may name another base. saved: the adapter's file."""
+    model, told = settings.model, saved.get("base_model_name_or_path")
+    name = expanded(str(model.name if model.name and model.adapter and model.adapter.start else told))
     if looks_like_path(name) and not Path(name).is_dir():
         raise RequestError(
             f"{run.key}={run.path} is an adapter of {name}, which is not there\nbase=FOLDER names where it lies now"

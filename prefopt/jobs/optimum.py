@@ -58,6 +58,8 @@ def _estimated(runs: Sequence[Run], samples: int, cache: Path) -> Optimum:
     held = [run for run in runs if (run.path / "model").is_dir()]
     if not held:
         raise RequestError("no run has kept its folder model/")
+    if any(run.config["model"].get("trust_remote_code") for run in held):
+        raise RequestError("the runs' models bring code of their own, which is not run here")
     first, *trained = [finished_run(str(run.path)) for run in (held[0], *spanning(held))]
     prompts = [str(row["prompt"]) for row in runs[0].samples]
     counts = parts(samples, len(trained))

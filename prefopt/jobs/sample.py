@@ -106,9 +106,10 @@ def open_speaker(asked: SampleSettings, run: Finished | None) -> Speaker:
 
 
 def _opened(asked: SampleSettings, run: Finished | None) -> Opened:
+    trust = asked.model.trust_remote_code
     if run is not None:
-        return open_run(run, asked.base, asked.model.dtype, asked.chat)
-    return open_model(str(asked.model.name), asked.model.dtype, asked.model.trust_remote_code, asked.chat)
+        return open_run(run, asked.base, asked.model.dtype, asked.chat, trust)
+    return open_model(str(asked.model.name), asked.model.dtype, trust, asked.chat)
 
 
 def answer_file(speaker: Speaker, prompts: list[Prompt], out: Path) -> None:

@@ -83,7 +83,7 @@ def _judge(
 
 def _trained(asked: EvaluateSettings, run: Finished, rows: Rows, method: Objective, precision: Any) -> Subject:
     """A policy, held against what it started from."""
-    opened = open_run(run, asked.base, asked.model.dtype)
+    opened = open_run(run, asked.base, asked.model.dtype, trust=asked.model.trust_remote_code)
     policy = opened.policy()
     heads = run.model / "heads.safetensors"
     if heads.is_file():
@@ -119,7 +119,7 @@ def start_of(asked: EvaluateSettings, run: Finished, opened: Opened, policy: Pol
 
 def _whole_start(asked: EvaluateSettings, run: Finished, rows: Rows) -> Base:
     """Loaded again, or fitted again to the run's own rows where they are not in the cache."""
-    settings = replace(trained_settings(run), cache_dir=asked.cache_dir)
+    settings = replace(trained_settings(run, asked.model.trust_remote_code), cache_dir=asked.cache_dir)
     origin = rows.origin if asked.data is None else open_origin(settings.data, Path(asked.cache_dir).expanduser())
     try:
         start = plain_base(settings, origin)

@@ -17,7 +17,7 @@ from prefopt.callbacks.steps import Steps
 from prefopt.callbacks.stop import Stop, requeue
 from prefopt.callbacks.validation import Validation, complete
 from prefopt.config import Request
-from prefopt.errors import FAILED, INTERRUPTED, OK, RequestError, refuse
+from prefopt.errors import FAILED, INTERRUPTED, OK, RequestError, plain, refuse
 from prefopt.files import replacing_folder, write_lines
 from prefopt.jobs.assemble import (
     Parts,
@@ -35,6 +35,7 @@ from prefopt.jobs.loading import quieten
 from prefopt.jobs.measure import compared, compared_answers, evaluate_split, held_out_rows, sample_rows
 from prefopt.jobs.others import others_hash
 from prefopt.jobs.precision import device_type, settle
+from prefopt.models.adapter import tell_no_home
 from prefopt.models.base import weights_hash
 from prefopt.models.policy import Policy
 from prefopt.models.probe import probe_rows, record
@@ -44,6 +45,7 @@ from prefopt.progress import is_main_process, say
 from prefopt.reports.terminal import print_summary
 from prefopt.run import RunFolder, comparable_hash, peak_memory_bytes
 from prefopt.schedules import steps_of
+from prefopt.scrub import scrubbed
 
 
 def train(request: Request) -> int:
@@ -109,11 +111,11 @@ def _failed(run: RunFolder, error: Exception) -> int:
         written = error.file
     try:
         run.save(status="failed", error=said)
-        (run.path / "error.txt").write_text(traceback.format_exc(), "utf-8")
+        (run.path / "error.txt").write_text(scrubbed(traceback.format_exc()), "utf-8")
         where = f"see {written}"
     except OSError as unwritten:
         where = f"{run.path} cannot be written to: {unwritten.strerror or unwritten}"
-    print(f"the run failed: {said.splitlines()[0]}\n{where}", file=sys.stderr)
+    print(f"the run failed: {plain(said.splitlines()[0])}\n{where}", file=sys.stderr)
     return FAILED
 
 
@@ -235,6 +237,8 @@ def _save_model(folder: Path, parts: Parts, module: PreferenceModule) -> None:
             save_classifier(temporary, policy, parts.base)
         else:
             policy.model.save_pretrained(temporary)
+            if policy.adapted:
+                tell_no_home(temporary)
             parts.base.tokenizer.save_pretrained(temporary)
             _save_heads(temporary / "heads.safetensors", policy)
         record(policy, probe_rows(parts.dataset.val)).save(temporary)

@@ -11,9 +11,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prefopt.errors import RequestError, first_line, nearest
+from prefopt.files import write_json
 from prefopt.models.files import ADAPTER, expanded, find, looks_like_path, stored_json
+from prefopt.scrub import scrubbed
 from prefopt.settings import ALL_LINEAR, AdapterSettings
 
+CONFIG = "adapter_config.json"
 LINEAR = (nn.Linear, Conv1D)
 # What of a saved adapter's configuration its weights mean something else under.
 SCALING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
@@ -59,12 +62,19 @@ def check_adapter(skeleton: PreTrainedModel, settings: AdapterSettings) -> None:
 
 def adapter_file(folder: str, key: str) -> dict[str, Any]:
     """The configuration of a saved adapter; refuse a folder that holds none, or not all of it."""
-    config = stored_json(folder, "adapter_config.json", key)
+    config = stored_json(folder, CONFIG, key)
     if config is None:
-        raise RequestError(f"{key}={folder}: no adapter_config.json there, so no adapter")
+        raise RequestError(f"{key}={folder}: no {CONFIG} there, so no adapter")
     if find(folder, ADAPTER) is None:
         raise RequestError(f"{key}={folder}: no {ADAPTER} there; adapters are read as safetensors only")
     return config
+
+
+def tell_no_home(folder: Path) -> None:
+    """What PEFT has saved names its base by an absolute path, in a model card too. The adapter keeps its name with `~`,
+    which every reader here takes, and PEFT does not: an export has the whole path again."""
+    (folder / "README.md").unlink(missing_ok=True)
+    write_json(folder / CONFIG, scrubbed(stored_json(str(folder), CONFIG, "model")))
 
 
 def base_of(folder: str, key: str) -> str:

@@ -78,7 +78,7 @@ def with_settings(base: Base, settings: ModelSettings) -> Base:
 def _tell_continued(base: Base, start: str) -> None:
     found = adapter_file(start, "model.adapter.start")
     say(f"continuing the adapter {start}: its own rank ({found.get('r')}), alpha and targets hold")
-    trained_on = found.get("base_model_name_or_path")
+    trained_on = expanded(str(found.get("base_model_name_or_path")))
     if trained_on != base.name:
         say(f"warning: it was trained on {trained_on}, and the base is {base.name}")
 

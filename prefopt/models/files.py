@@ -90,6 +90,8 @@ def need_bitsandbytes() -> None:
 
 def check_weights(name: str, key: str) -> None:
     """Weights as safetensors, and nothing else: other formats run code when they are read."""
+    if find(name, "adapter_config.json"):  # transformers would take it along, in whatever format
+        raise RequestError(f"{key}={name} holds a model and an adapter; give each a folder of its own")
     if find(name, SAFE) or find(name, INDEX):
         return
     if any(find(name, file) for file in ("pytorch_model.bin", "pytorch_model.bin.index.json")):

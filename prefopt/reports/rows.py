@@ -14,6 +14,7 @@ from rich.tree import Tree
 from prefopt.data.audit import in_words, warnings
 from prefopt.data.examples import Encoded
 from prefopt.data.splits import SPLITS
+from prefopt.errors import plain
 
 WITHOUT_LOSS = ("grey50", "grey62")  # two shades each, so that neighbouring tokens are told apart
 WITH_LOSS = ("black on green3", "black on pale_green3")
@@ -52,7 +53,7 @@ def audit_view(audit: dict[str, Any]) -> RenderableType:
     dropped = in_words(audit["dropped"])
     lines = [f"{audit['rows_in']} rows read, {audit['rows_kept']} kept" + (f"; dropped: {dropped}" if dropped else "")]
     lines += [f"warning: {sentence}" for sentence in warnings(audit)]
-    return Group(table, *(Text(line) for line in lines))
+    return Group(table, *(Text(plain(line)) for line in lines))
 
 
 def row_view(number: int, row: Encoded, decode: Callable[[int], str], end_ids: Sequence[int]) -> RenderableType:
@@ -77,11 +78,6 @@ def legend() -> Text:
     return Text.assemble(
         ("without loss", WITHOUT_LOSS[0]), "  ", ("with loss", WITH_LOSS[0]), "  ", ("end of turn, with loss", ENDS)
     )
-
-
-def plain(text: str, keep: str = "") -> str:
-    """Text without control codes, but for `keep`: what a model or a file says must not steer a terminal."""
-    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def _tokens(ids: np.ndarray, decode: Callable[[int], str], shades: tuple[str, str], end_ids: Sequence[int]) -> Text:

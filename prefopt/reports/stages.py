@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefopt.errors import plain
+
 COLUMNS = (
     ("test accuracy", ("test", "accuracy")),
     ("answers", ("samples", "length")),
@@ -27,10 +29,10 @@ def print_stages(folder: Path, stages: list[tuple[str, str, dict[str, Any]]]) ->
         table.add_column(title, justify="left" if title in ("stage", "status") else "right")
     for name, status, summary in stages:
         values = (_found(summary, where) for _, where in known)
-        table.add_row(Text(name), Text(status), *("" if value is None else f"{value:.3f}" for value in values))
-    console = Console(highlight=False, soft_wrap=True)
+        table.add_row(Text(name), Text(plain(status)), *("" if value is None else f"{value:.3f}" for value in values))
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     console.print(table)
-    console.print(f"pipeline    {folder}   (pipeline.json, a run folder for every stage)")
+    console.print(f"pipeline    {plain(str(folder))}   (pipeline.json, a run folder for every stage)")
 
 
 def _found(summary: dict[str, Any], where: tuple[str, str]) -> float | None:

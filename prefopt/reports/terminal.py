@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefopt.reports.rows import plain
+from prefopt.errors import plain
 
 ROWS = (
     ("accuracy, own reward", "accuracy", "share"),
@@ -30,7 +30,7 @@ SAMPLED = (
 
 
 def print_summary(path: Path, summary: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console, place = _console(), plain(str(path))
     title = f"{summary['loss']}, {summary['steps']} steps, held-out test rows"
     _print_measures(console, title, ("base", "after"), summary)
     rate = f"{summary['pairs_per_second']:.1f} examples/s" if summary["pairs_per_second"] else ""
@@ -38,15 +38,15 @@ def print_summary(path: Path, summary: dict[str, Any]) -> None:
     if summary["rollouts"]:
         _print_rollouts(console, summary)
     for alarm in summary["health"] or []:
-        console.print(Text(f"{alarm['action']}      step {alarm['step']}: {alarm['sentence']}"))
+        console.print(f"{alarm['action']}      step {alarm['step']}: {alarm['sentence']}")
     written = ["summary.json", "metrics.csv", "val.jsonl", *(["samples.jsonl"] if summary["samples"] else [])]
-    console.print(f"run folder  {path}   ({', '.join(written)}, tensorboard/)")
-    console.print(f"model       {path / 'model'}   (from_pretrained)")
-    console.print(f"next        tensorboard --logdir {path}   ·   python -m prefopt.train loss=… with the same data")
+    console.print(f"run folder  {place}   ({', '.join(written)}, tensorboard/)")
+    console.print(f"model       {place}/model   (from_pretrained)")
+    console.print(f"next        tensorboard --logdir {place}   ·   python -m prefopt.train loss=… with the same data")
 
 
 def print_evaluation(path: Path, summary: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     _print_measures(console, f"{summary['model']}, {summary['rows']} rows", ("reference", "model"), summary)
     if summary["slices"]:
         _print_slices(console, summary["slices"])
@@ -54,7 +54,12 @@ def print_evaluation(path: Path, summary: dict[str, Any]) -> None:
         label = next(label for label, key, _ in ROWS if key == name)
         console.print(f"RewardBench, {label}: " + ", ".join(f"{part} {score:.3f}" for part, score in scores.items()))
     written = ["summary.json", "test.jsonl", *(["samples.jsonl"] if summary["samples"] else [])]
-    console.print(f"evaluation  {path}   ({', '.join(written)})")
+    console.print(f"evaluation  {plain(str(path))}   ({', '.join(written)})")
+
+
+def _console() -> Console:
+    """What is printed is text as it stands: a folder may be called `a[/b]` or `:x:`."""
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _print_measures(console: Console, title: str, names: tuple[str, str], summary: dict[str, Any]) -> None:

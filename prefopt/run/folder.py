@@ -25,6 +25,7 @@ from prefopt.errors import RequestError
 from prefopt.files import check_can_be_made, is_temporary, read_json, remove_temporaries, replacing, write_json
 from prefopt.progress import say
 from prefopt.run.checkpoints import LAST, PREVIOUS, newest_sound
+from prefopt.scrub import scrubbed
 
 SCHEMA = 1
 ENDED = ("finished", "stopped")  # the states of a run that nothing is missing from
@@ -120,7 +121,7 @@ class RunFolder:
         unknown = set(entries) - set(KEYS)
         if unknown:
             raise KeyError(f"summary.json has no key {sorted(unknown)}")
-        changed = {**self.summary, **_finite(entries)}
+        changed = {**self.summary, **_finite(scrubbed(entries))}
         if self.main_process:
             write_json(self.path / "summary.json", changed)
         self.summary = changed
@@ -161,8 +162,8 @@ class RunFolder:
 
 
 def without_places(plain: dict[str, Any]) -> dict[str, Any]:
-    """The part of a request that makes a run what it is."""
-    return {key: value for key, value in plain.items() if key not in PLACES}
+    """The part of a request that makes a run what it is, as its folder may tell it."""
+    return scrubbed({key: value for key, value in plain.items() if key not in PLACES})
 
 
 def check_run_folder(path: str | None, plain: dict[str, Any]) -> None:
@@ -178,7 +179,7 @@ def _check_held(path: Path, config: dict[str, Any]) -> None:
     if not path.is_dir():
         return
     if (path / "config.json").is_file():
-        different = _difference(_held_json(path, "config.json"), config)
+        different = _difference(scrubbed(_held_json(path, "config.json")), config)
         if different:
             raise RequestError(f"run_dir={path} holds another run: {different}\nname a new run_dir, or none")
     elif any(entry.name != ".lock" and not is_temporary(entry) for entry in path.iterdir()):

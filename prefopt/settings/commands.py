@@ -15,12 +15,18 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(kw_only=True)
+class Trusted:
+    trust_remote_code: bool
+
+
+@dataclass(kw_only=True)
 class ExportSettings:
     run: str | None
     out: str | None
     form: str | None
     dtype: str | None
     base: str | None
+    model: Trusted
     debug: bool
 
     def __post_init__(self) -> None:
@@ -35,10 +41,9 @@ class ExportSettings:
 
 
 @dataclass(kw_only=True)
-class NamedModel:
+class NamedModel(Trusted):
     name: str | None
     dtype: str | None
-    trust_remote_code: bool
 
     def __post_init__(self) -> None:
         if self.dtype is not None:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from prefopt.errors import RequestError
 from prefopt.files import read_json, write_json
 from prefopt.run import ENDED, config_hash, without_places
+from prefopt.scrub import scrubbed
 
 SCHEMA = 1
 PENDING, RUNNING, FINISHED, FAILED, INTERRUPTED = "pending", "running", "finished", "failed", "interrupted"
@@ -35,7 +36,7 @@ class Job:
     def of(cls, overrides: Sequence[str], own: Sequence[str], plain: dict[str, Any], devices: int) -> Job:
         """own: the overrides that the sweep gave it; plain: the resolved request."""
         key = config_hash(without_places(plain))[:12]
-        words = [_word(override) for override in own]
+        words = [_word(scrubbed(override)) for override in own]
         stem = re.sub(r"[^\w.-]+", "_", "-".join(word for word in words if word))[:80].strip("-_") or "run"
         return cls(key, f"{stem}-{key[:6]}", list(overrides), devices)
 
@@ -74,7 +75,10 @@ class Ledger:
     def add(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs as they stand: those that the sweep knows keep their folder, and what their run folder says of how
         they ended is what counts. Equal ones are one."""
-        asked = {job.key: self.jobs.setdefault(job.key, job) for job in jobs}
+        asked = {}
+        for job in jobs:
+            asked[job.key] = self.jobs.setdefault(job.key, job)
+            asked[job.key].overrides = job.overrides  # as they were given: the file holds them scrubbed
         for job in asked.values():
             ended = self.summary(job).get("status")
             job.status = FINISHED if ended in ENDED else PENDING
@@ -94,7 +98,7 @@ class Ledger:
             return {}
 
     def write(self) -> None:
-        write_json(self._file, {"schema": SCHEMA, "jobs": [asdict(job) for job in self.jobs.values()]})
+        write_json(self._file, scrubbed({"schema": SCHEMA, "jobs": [asdict(job) for job in self.jobs.values()]}))
 
     @property
     def _file(self) -> Path:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 from prefopt.errors import FAILED as EXIT_FAILED
 from prefopt.errors import INTERRUPTED as EXIT_INTERRUPTED
 from prefopt.errors import OK
+from prefopt.files import replacing
 from prefopt.progress import Meter, say
 from prefopt.run import ENDED
+from prefopt.scrub import scrubbed
 from prefopt.sweep.ledger import FAILED, FINISHED, INTERRUPTED, RUNNING, Job, Ledger
 
 # What would make a job believe that it is a rank of somebody else's run.
@@ -107,6 +110,7 @@ class Sweep:
         job, code = running.job, running.process.returncode
         job.seconds += time.monotonic() - running.began
         job.exit_code = code
+        _scrub(self.ledger.log(job))
         finished = self.ledger.summary(job).get("status") in ENDED
         job.status = FINISHED if code == OK and finished else INTERRUPTED if code == EXIT_INTERRUPTED else FAILED
         self.ledger.write()
@@ -120,6 +124,7 @@ class Sweep:
             running.process.send_signal(signal.SIGINT)
         for running in self._running:
             await_end(running.process)
+            _scrub(self.ledger.log(running.job))
             running.job.status = INTERRUPTED
             running.job.seconds += time.monotonic() - running.began
         self.ledger.write()
@@ -175,6 +180,14 @@ def die_with_parent() -> Callable[[], None] | None:
 def quoted(text: str) -> str:
     """A text that Hydra reads as it is, whatever stands in it."""
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", text) + "'"
+
+
+def _scrub(log: Path) -> None:
+    """Of a job that has ended: what it and its libraries said names folders and perhaps more."""
+    with suppress(OSError):  # a full disk ends no sweep
+        said = log.read_text("utf-8", "replace")
+        with replacing(log) as temporary:
+            temporary.write_text(scrubbed(said), "utf-8")
 
 
 def _last_line(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mistakes.asking import mistake, writes
+from tests.mistakes.asking import both, mistake, writes
 
 DPO = "_target_: prefopt.objectives.dpo.DPO\n"
 LAUGHS = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
@@ -17,6 +17,13 @@ def in_loss(content: str | bytes):
 
 def in_experiment(content: str):
     return writes("mine/experiment/own.yaml", GLOBAL + content)
+
+
+MADE = "os.mkdir, path: made"  # what would leave a folder behind
+
+
+def in_hydra(section: str, content: str):
+    return in_experiment(f"hydra:\n  {section}: {{{content}}}\n")
 
 
 OPTIONS = [
@@ -106,6 +113,67 @@ TARGETS = [
     mistake("optimizer._target_=torch.optim.AdamWW", "no such class or function; did you mean 'AdamW'?"),
     mistake("loss._target_=prefopt.objectives.dpo.dpo_loss.__class__", "leads out of prefopt.objectives"),
 ]
+EXPERIMENT = "--config-dir mine experiment=own"
+OTHER_LOGGING = " is none of Hydra's own; others can call anything"
+HYDRA = [
+    mistake(
+        EXPERIMENT,
+        f"hydra.job_logging{OTHER_LOGGING}",
+        "accepted: hydra/job_logging=default, hydra/job_logging=disabled, ",
+        make=in_hydra("job_logging", f"handlers: {{h: {{(): {MADE}}}}}, root: {{handlers: [h]}}"),
+        real=True,
+    ),
+    mistake(
+        EXPERIMENT,
+        f"hydra.hydra_logging{OTHER_LOGGING}",
+        make=in_hydra("hydra_logging", f"handlers: {{h: {{class: {MADE}}}}}, root: {{handlers: [h]}}"),
+    ),
+    mistake(
+        "--config-dir mine +any@hydra.job_logging=own",
+        f"hydra.job_logging{OTHER_LOGGING}",
+        make=writes("mine/any/own.yaml", f"handlers: {{h: {{(): {MADE}}}}}\nroot: {{handlers: [h]}}\n"),
+    ),
+    mistake(
+        EXPERIMENT,
+        "hydra.callbacks is Hydra's own and must stay empty",
+        make=in_hydra("callbacks", f"x: {{_target_: {MADE}}}"),
+    ),
+    mistake(
+        "--config-dir mine hydra/callbacks=own",
+        "hydra.callbacks is Hydra's own",
+        make=writes("mine/hydra/callbacks/own.yaml", f"x: {{_target_: {MADE}}}\n"),
+    ),
+    mistake("+hydra.callbacks={x:{_target_:os.mkdir,path:made}}", "hydra.callbacks is Hydra's own"),
+    mistake(EXPERIMENT, "hydra.job.env_set is Hydra's own", make=in_hydra("job", "env_set: {PATH: mine}")),
+    mistake(
+        "hydra.launcher.parallel={_target_:os.mkdir,path:made}",
+        "hydra.launcher.parallel._target_: nothing below hydra is built",
+    ),
+    mistake(
+        "+evil={_target_:os.mkdir,path:made} hydra.launcher.parallel=${evil}",
+        "hydra.launcher.parallel._target_: nothing below hydra is built",
+    ),
+    mistake(
+        EXPERIMENT,
+        "hydra.sweeper.params=${hydra:help.template}: ${} is not followed there",
+        make=in_hydra("sweeper", "params: '\\${hydra:help.template}'"),
+    ),
+    mistake(
+        EXPERIMENT,
+        "hydra.sweeper: ",
+        "HydraConfig was not set",
+        make=in_hydra("sweeper", "params: '${oc.decode:${hydra:help.template}}'"),
+    ),
+    mistake(
+        "--config-dir mine --config-name own",
+        "own.yaml: hydra.searchpath: pkg://mine.evil is no folder",
+        make=both(
+            writes("mine/own.yaml", "defaults: [train, _self_]\nhydra: {searchpath: ['pkg://mine.evil']}\n"),
+            writes("mine/evil/__init__.py", "import os; os.mkdir('made')"),
+        ),
+    ),
+    mistake("--experimental-rerun job.pickle", "--experimental-rerun reads a pickle, which can run code"),
+]
 OWN = "--config-dir mine loss=own"
 FILES = [
     mistake(
@@ -120,6 +188,12 @@ FILES = [
         OWN, "mine/loss/own.yaml:1: not YAML: ", "os.system", make=in_loss("!!python/object/apply:os.system [a]\n")
     ),
     mistake(OWN, "loss must be a section with a _target_", "got [1, 2]", make=in_loss("- 1\n- 2\n")),
+    mistake(
+        OWN,
+        "loss.beta=${oc.decode:'{_target_: ",
+        "${} is not followed there",
+        make=in_loss(DPO + f"beta: \"\\\\${{oc.decode:'{{_target_: {MADE}}}'}}\"\n"),
+    ),
     mistake(OWN, "loss._target_=os.system is not called", make=in_loss("_target_: os.system\ncommand: touch called\n")),
     mistake("--config-dir mine experiment=own", "trainer: ", "5", make=in_experiment("trainer: 5\n")),
     mistake("--config-dir mine experiment=own", "defaults must be a list", make=in_experiment("defaults: 5\n")),

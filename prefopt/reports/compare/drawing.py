@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from prefopt.errors import plain
 from prefopt.files import replacing
 from prefopt.reports.compare.figures import Figure, Series
 
@@ -68,5 +69,5 @@ def _draw(axes: Any, series: Series) -> None:
 
 
 def _plain(text: str) -> str:
-    """A dollar would begin a formula."""
-    return text.replace("$", r"\$")
+    """A dollar would begin a formula, and a control code that no font has is printed in a warning."""
+    return plain(text).replace("$", r"\$")

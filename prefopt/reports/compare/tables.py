@@ -7,6 +7,7 @@ import csv
 from collections.abc import Sequence
 from io import StringIO
 
+from prefopt.errors import plain
 from prefopt.reports.compare.measures import MEASURES, Measure
 from prefopt.reports.compare.optimum import Optimum
 from prefopt.reports.compare.report import Line, Report, cell, columns, slice_columns
@@ -89,5 +90,5 @@ def _list(sentences: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """What a config or a slice is called must not end a cell or begin a tag."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """What a config or a slice is called must not end a cell, begin a tag or steer a terminal that shows the file."""
+    return plain(text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " "))
