@@ -33,7 +33,8 @@ class Base:
     """The weights and the tokenizer a run starts from. Loading twice gives the same weights.
 
     name: a folder or hub name. quant: load it in 4 bits. adapter: the folder of an adapter that the run continues.
-    key: the setting that named it, for messages. ends: further tokens that end an answer, a chat template's.
+    key: the setting that named it, for messages. ends: further tokens that end an answer, a chat template's. device:
+    where 4-bit weights are loaded to; others are loaded on the CPU.
     """
 
     name: str
@@ -44,13 +45,16 @@ class Base:
     trust_remote_code: bool = False
     key: str = "model.name"
     ends: tuple[int, ...] = ()
+    device: str = "cpu"
     _hash: str = field(default="", init=False, repr=False)
 
     def causal(self, quantised: bool = True) -> PreTrainedModel:
         """The causal LM, without any adapter. quantised=False: in full precision whatever `quant` says."""
         options: dict[str, Any] = {}
         if self.quant is not None and quantised:
-            options = {"quantization_config": bitsandbytes_config(self.quant), "device_map": {"": "cpu"}}
+            # Straight to where they stay: what is quantised does not move well, and device_map=auto would spread one
+            # copy over the devices of all processes.
+            options = {"quantization_config": bitsandbytes_config(self.quant), "device_map": {"": self.device}}
         with explained(self.key, self.name):
             model = AutoModelForCausalLM.from_pretrained(
                 self.name,

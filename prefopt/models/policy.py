@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Policy(nn.Module):
         self.model = model
         self.end_ids = end_ids
         self.speaks = "lm" in heads
+        self.surroundings: Callable[[], AbstractContextManager[None]] = nullcontext
         if self.adapted and hasattr(self.causal, "get_base_model"):
             raise RequestError("the model is an adapter around an adapter; merge the inner one first")
         self.critic = critic
@@ -96,6 +97,16 @@ class Policy(nn.Module):
         head: Any = self.heads[name]
         with torch.autocast(hidden.device.type, enabled=False):
             return head(hidden.to(head.weight.dtype)).squeeze(-1)
+
+    @contextmanager
+    def within(self, make: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """While it lasts `make()` does; whatever of it backward computes again, it computes in another `make()`."""
+        before, self.surroundings = self.surroundings, make
+        try:
+            with make():
+                yield
+        finally:
+            self.surroundings = before
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
