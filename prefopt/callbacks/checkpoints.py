@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from prefopt.callbacks.steps import Steps, between_steps
 from prefopt.files import replacing
@@ -50,6 +51,8 @@ class Checkpoints(L.Callback):
             trainer.should_stop = True
 
     def save(self, trainer: L.Trainer) -> None:
+        if isinstance(trainer.strategy, DeepSpeedStrategy):  # whose are folders of pickles: its runs begin again
+            return
         with self.clock.paused():
             if trainer.is_global_zero:
                 self.path.parent.mkdir(exist_ok=True)

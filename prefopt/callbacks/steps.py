@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from prefopt.data.loader import Source
 from prefopt.files import replacing
+from prefopt.models.sharding import whole_tensor
 from prefopt.module import PreferenceModule
 from prefopt.records import Batch
 from prefopt.run import peak_memory_bytes
@@ -107,7 +108,7 @@ class Steps(L.Callback):
     ) -> None:
         """Before clipping."""
         norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._grad_norm = float(torch.stack(norms).norm()) if norms else 0.0
+        self._grad_norm = float(whole_tensor(torch.stack(norms).norm())) if norms else 0.0
         self._rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(

@@ -147,6 +147,8 @@ def build_memory(request: Request, parts: Parts, module: PreferenceModule, clock
     settings, needs = request.settings, request.objective.needs
     if not settings.model.reference_store or "lm" not in needs.heads:
         return []
+    if request.strategy.name == "fsdp":  # one process would score for all, and the others not take part
+        return []
     train = []
     if isinstance(parts.source, Recorded) and needs.reference:  # nobody knows yet what a policy will say
         train = [ByLength(parts.source.view, parts.plan.rows_seen())]
@@ -203,6 +205,7 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
         devices=settings.devices,
         strategy=lightning_strategy(request.strategy, settings.devices),
         precision=request.settings.lightning_precision,
+        inference_mode=request.strategy.name != "fsdp",  # whose gathered weights training would find unusable
         max_epochs=1,
         max_steps=plan.steps,
         accumulate_grad_batches=accumulate,

@@ -28,6 +28,7 @@ from prefopt.jobs.assemble import (
     build_trainer,
     prepare_parts,
 )
+from prefopt.jobs.gather import gathered
 from prefopt.jobs.loading import quieten
 from prefopt.jobs.measure import compared, compared_answers, evaluate_split, held_out_rows, sample_rows
 from prefopt.jobs.precision import device_type, settle
@@ -168,6 +169,7 @@ def _finish(
     model_hash = weights_hash(module.policy.trainable().items())
     val = evaluate_split(trainer, module, dataset.val, settings.evaluation)
     test = evaluate_split(trainer, module, dataset.test, settings.evaluation)
+    module = gathered(request, parts, module)
     if not trainer.is_global_zero:
         return
     if settings.trainer.val_every:

@@ -25,6 +25,7 @@ from prefopt.errors import RequestError, first_line
 from prefopt.models.adapter import SCALING, adapter_file, continued
 from prefopt.models.files import need_bitsandbytes, stored_weights
 from prefopt.models.policy import Policy
+from prefopt.models.sharding import whole_tensor
 from prefopt.settings import QuantSettings
 
 
@@ -141,7 +142,7 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 over the sorted sha256 of every tensor's name, shape, dtype and bytes: in any order, one at a time."""
     found = []
     for name, tensor in weights:
-        flat = tensor.detach().cpu().contiguous().view(-1)
+        flat = whole_tensor(tensor.detach()).cpu().contiguous().view(-1)
         one = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         one.update(flat.view(torch.uint8).numpy().data)
         found.append(one.hexdigest())
