@@ -72,8 +72,8 @@ def test_micro_batches(whole, name, micro_batch_size):
     same(outcome(name, micro_batch_size), whole[name])
 
 
-def two_ranks(worker, *arguments):
-    """Run a module in two processes that talk through gloo."""
+def two_ranks(worker, *arguments, timeout=300):
+    """Run a module in two processes that talk through gloo. timeout: seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,7 +89,7 @@ def two_ranks(worker, *arguments):
         )
         for r in range(2)
     ]
-    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=timeout)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)[-3000:]
 
 
