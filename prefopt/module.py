@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +23,11 @@ from prefopt.metrics.rows import Entries, describe, weighted_means
 from prefopt.metrics.sums import Sums
 from prefopt.models.policy import Policy
 from prefopt.models.reference import Reference, reference_logps
+from prefopt.models.sharding import shard, whole
 from prefopt.objectives import Objective
 from prefopt.objectives.base import Term, means, total
 from prefopt.records import Batch, Scores
-from prefopt.scoring import score
+from prefopt.scoring import score, shares_prompts
 
 
 class PreferenceModule(L.LightningModule):
@@ -55,6 +57,14 @@ class PreferenceModule(L.LightningModule):
         self.step_seen: list[tuple[Batch, Scores, Tensor]] = []  # of the step so far, with its parts of the loss
         self.strict_loading = False  # checkpoints hold what trains; on_load_checkpoint checks that it is exactly that
         self._resumed_rng: dict[str, Any] | None = None
+        self._while_validating = ExitStack()
+
+    def configure_model(self) -> None:
+        """Under fsdp, and there by every validation again."""
+        if self.device_mesh is None or self.policy.sharded:
+            return
+        shares_prompts(self.policy, 1)  # tried while it is whole: what a model refuses would leave shards half gathered
+        shard(self.policy, self.device_mesh["data_parallel"])
 
     # ------------------------------------------------------------ training
 
@@ -120,6 +130,7 @@ class PreferenceModule(L.LightningModule):
     # ------------------------------------------------------------ held-out rows
 
     def on_validation_epoch_start(self) -> None:
+        self._while_validating.enter_context(whole(self.policy))
         self.held_out.reset()
         self.held_out_sums.reset()
         self.statistics = {}
@@ -147,6 +158,7 @@ class PreferenceModule(L.LightningModule):
         return data == self.objective.needs.data
 
     def on_validation_epoch_end(self) -> None:
+        self._while_validating.close()
         self.policy.train(self.trainer.training)
 
     def held_out_measures(self, examples: Sequence[Encoded]) -> dict[str, float | None]:
@@ -160,12 +172,14 @@ class PreferenceModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = {f"policy.{name}" for name in self.policy.trainable()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in wanted}
+        checkpoint["trains"] = sorted(wanted)  # of shards, one process alone is handed the weights
         checkpoint["rng"] = _of_all_ranks(_rng_state(), self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = {f"policy.{name}" for name in self.policy.trainable()}
-        if wanted != set(checkpoint["state_dict"]):
-            different = sorted(wanted ^ set(checkpoint["state_dict"]))
+        held = set(checkpoint.get("state_dict") or checkpoint["trains"])  # shards have taken theirs out by now
+        if wanted != held:
+            different = sorted(wanted ^ held)
             raise RequestError(
                 f"the checkpoint does not hold what trains here; {len(different)} differ: {different[0]}"
             )

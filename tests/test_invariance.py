@@ -72,18 +72,16 @@ def test_micro_batches(whole, name, micro_batch_size):
     same(outcome(name, micro_batch_size), whole[name])
 
 
-@pytest.mark.parametrize("micro_batch_size", [8, 3])
-def test_two_gloo_ranks(whole, tmp_path, micro_batch_size):
-    """Two processes, each with half of the rows; with 3 a step, the last micro-batches are partial or empty."""
+def two_ranks(worker, *arguments, timeout=300):
+    """Run a module in two processes that talk through gloo. timeout: seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     shared |= {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "tests.gloo_worker", str(tmp_path / "found.pt"), str(micro_batch_size)]
     ranks = [
         subprocess.Popen(
-            command,
+            [sys.executable, "-m", worker, *map(str, arguments)],
             cwd=ROOT,
             env={**shared, "LOCAL_RANK": str(r), "RANK": str(r), "NODE_RANK": "0"},
             stderr=subprocess.PIPE,
@@ -91,8 +89,14 @@ def test_two_gloo_ranks(whole, tmp_path, micro_batch_size):
         )
         for r in range(2)
     ]
-    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=timeout)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)[-3000:]
+
+
+@pytest.mark.parametrize("micro_batch_size", [8, 3])
+def test_two_gloo_ranks(whole, tmp_path, micro_batch_size):
+    """Two processes, each with half of the rows; with 3 a step, the last micro-batches are partial or empty."""
+    two_ranks("tests.gloo_worker", tmp_path / "found.pt", micro_batch_size)
     found = torch.load(tmp_path / "found.pt")
     for name in OBJECTIVES:
         same(found[name], whole[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -128,6 +129,7 @@ def train_toy(
     world: int = 1,
     callbacks: tuple[L.Callback, ...] = (),
     source: Source | None = None,
+    strategy: Any = "auto",
 ) -> PreferenceModule:
     """Some SGD steps in float64 through the Trainer, the last step partial unless batch_size divides rows."""
     keep_rmsnorm_exact()
@@ -139,7 +141,7 @@ def train_toy(
     trainer = L.Trainer(
         accelerator="cpu",
         devices=world,
-        strategy="ddp" if world > 1 else "auto",
+        strategy="ddp" if world > 1 and strategy == "auto" else strategy,
         max_epochs=1,
         max_steps=source.plan.steps,
         accumulate_grad_batches=micro_batches(batch_size, micro_batch_size, world),

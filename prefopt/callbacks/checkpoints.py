@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from prefopt.callbacks.steps import Steps, between_steps
 from prefopt.callbacks.stop import Stop
@@ -58,6 +59,8 @@ class Checkpoints(L.Callback):
         return self._longest_step + (self._longest_save or 0.0) > self.stop.left
 
     def save(self, trainer: L.Trainer) -> None:
+        if isinstance(trainer.strategy, DeepSpeedStrategy):  # whose are folders of pickles: its runs begin again
+            return
         began = time.monotonic()
         with self.clock.paused():
             trainer.save_checkpoint(self.path)  # collective: every rank takes part, one writes

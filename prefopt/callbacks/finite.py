@@ -20,6 +20,7 @@ from prefopt.module import PreferenceModule
 from prefopt.objectives.base import total
 from prefopt.progress import say
 from prefopt.records import HALVED, Batch, Scores
+from prefopt.scrub import scrubbed
 
 PATIENCE = 10  # steps in a row that are left out; one more, and the run learns nothing
 Entry = dict[str, Any]
@@ -116,7 +117,7 @@ class Finite(L.Callback):
             row = int(batch.columns["row"][rows[0]])
             entry = {
                 "row": row,
-                "source": self.line(row) or None,
+                "source": scrubbed(self.line(row)) or None,
                 "prompt": self.text(prompt.tolist()),
                 "completions": [self.text(completions[i].tolist()) for i in rows.tolist()],
                 "logp": None if scores.logps is None else [_number(x) for x in scores.logp[rows].tolist()],

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prefopt.callbacks.steps import between_steps, scaler_of
 from prefopt.errors import RequestError
+from prefopt.models.sharding import whole, whole_tensor
 from prefopt.module import PreferenceModule
 from prefopt.records import Batch, Scores, at_least_float32
 
@@ -40,7 +41,8 @@ class SelfCheck(L.Callback):
         if trainer.global_step or batch_idx:
             return
         scored_as_in_training = trainer.precision_plugin.forward_context()
-        with self._paused(), module.policy.evaluating(), torch.no_grad(), scored_as_in_training:
+        checking = module.policy.evaluating(), whole(module.policy)
+        with self._paused(), checking[0], checking[1], torch.no_grad(), scored_as_in_training:
             scores = module.score(batch)
             if scores.logps is not None:
                 _agrees_with_logits(module, batch, scores)
@@ -115,7 +117,7 @@ def _close(module: PreferenceModule, what: str, a: Tensor, b: Tensor, hint: str 
 
 def _glimpse(parameter: Tensor) -> Tensor:
     """Enough of a weight to see it move; a whole copy would show in the run's peak memory."""
-    flat = parameter.detach().flatten()
+    flat = whole_tensor(parameter.detach()).flatten()
     return flat[:: max(1, len(flat) // 4096)].clone()
 
 

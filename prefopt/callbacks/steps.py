@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from prefopt.data.loader import Source
 from prefopt.files import replacing
+from prefopt.models.sharding import whole_tensor
 from prefopt.module import PreferenceModule
 from prefopt.records import Batch
 from prefopt.run import peak_memory_bytes
@@ -118,7 +119,7 @@ class Steps(L.Callback):
     ) -> None:
         """Before clipping. Nobody waits for the number here."""
         norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = torch.stack(norms).norm() if norms else torch.zeros((), device=module.device)
+        self.grad_norm = whole_tensor(torch.stack(norms).norm()) if norms else torch.zeros((), device=module.device)
         self._rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(

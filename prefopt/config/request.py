@@ -24,13 +24,14 @@ from prefopt.config.explain import explain, no_key
 from prefopt.config.guard import check_flags, check_found, check_targets, config_dir, install
 from prefopt.config.own import check_resolved
 from prefopt.config.staged import gathered
+from prefopt.config.strategy import check_combination, read_strategy
 from prefopt.data.origins import Origin, open_origin
 from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError, first_line, refuse
 from prefopt.files import check_can_be_made
 from prefopt.models.files import check_local, need_bitsandbytes
 from prefopt.progress import is_main_process
 from prefopt.run import Finished, check_run_folder, judging_run
-from prefopt.settings import Settings, TrainerSettings
+from prefopt.settings import Settings, StrategySettings, TrainerSettings
 
 if TYPE_CHECKING:
     from prefopt.objectives import Objective
@@ -53,7 +54,7 @@ class Request:
     objective: Objective
     optimizer: Callable[..., Any]
     schedule: Callable[[int, int], float]
-    strategy: str
+    strategy: StrategySettings
     plain: dict[str, Any]
 
     @property
@@ -140,14 +141,12 @@ def build_request(
     _check_places(settings, plain, awaited)
     origin = open_origin(settings.data, Path(settings.cache_dir).expanduser())
     origin.check()
-    if cfg.strategy.name == "auto" and settings.trainer.devices > 1:
-        raise RequestError(
-            f"trainer.devices={settings.trainer.devices} needs strategy=ddp; strategy=single is one device"
-        )
+    strategy = read_strategy(cfg.strategy)
     import torch  # only once the request is well formed
 
     _check_devices(settings.trainer)
     objective = build_objective(cfg, settings.data.soft)
+    check_combination(settings, strategy, objective.needs, speaks_live(settings, objective))
     _check_source(settings, origin, objective)
     preset = (HydraConfig.get().runtime.choices if choices is None else choices).get("preset")
     if preset and not preset.startswith(f"{objective.name}_"):
@@ -164,7 +163,7 @@ def build_request(
         objective=objective,
         optimizer=optimizer,
         schedule=schedule,
-        strategy=cfg.strategy.name,
+        strategy=strategy,
         plain=plain,
     )
 
@@ -331,11 +330,9 @@ def read_settings(cfg: DictConfig) -> Settings:
             raise RequestError("pipeline= is several runs, one after another: start it by itself, without -m")
         if (folder := cfg.pop("pipeline_dir", None)) is not None:
             raise RequestError(f"pipeline_dir={folder} is for a pipeline; name one, e.g. pipeline=rlhf")
-    for section, known in (("", (*SECTIONS, *BUILT)), ("strategy", ("name",))):
-        node = cfg[section] if section else cfg
-        for key in node:
-            if key not in known:
-                raise RequestError(no_key(f"{section}.{key!s}".lstrip("."), known))
+    for key in cfg:
+        if key not in (*SECTIONS, *BUILT):
+            raise RequestError(no_key(str(key), (*SECTIONS, *BUILT)))
     sections = OmegaConf.create({name: cfg[name] for name in SECTIONS})
     OmegaConf.resolve(sections)
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), sections))

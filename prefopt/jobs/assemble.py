@@ -27,8 +27,9 @@ from prefopt.data.render import Renderer
 from prefopt.data.views import view
 from prefopt.errors import RequestError
 from prefopt.jobs.fit import fitted_base
-from prefopt.jobs.precision import device_type
+from prefopt.jobs.precision import device_type, local_device
 from prefopt.jobs.rollouts import build_rollouts
+from prefopt.jobs.strategy import lightning_strategy
 from prefopt.models.base import Base
 from prefopt.models.build import build_policy, build_references, load_base, with_settings
 from prefopt.models.reference import Snapshot
@@ -82,7 +83,8 @@ def prepare_data(request: Request) -> tuple[Base, Renderer, Dataset]:
     settings = request.settings
     base = with_settings(plain_base(settings, request.origin), settings.model)
     renderer = build_renderer(settings, base)
-    base = replace(base, ends=renderer.end_ids)  # what ends the answers of the data ends those of every policy
+    # What ends the answers of the data ends those of every policy.
+    base = replace(base, ends=renderer.end_ids, device=local_device(settings.trainer))
     return base, renderer, prepare_rows(settings.data, request.origin, renderer, Path(settings.cache_dir).expanduser())
 
 
@@ -130,7 +132,10 @@ def write(author: Base, prompts: list[str], max_new_tokens: int, seed: int) -> l
 def build_module(request: Request, base: Base) -> PreferenceModule:
     settings = request.settings
     needs = request.objective.needs
-    policy = build_policy(base, settings.model.adapter, needs.heads, settings.seed, settings.model.critic)
+    model = settings.model
+    policy = build_policy(
+        base, model.adapter, needs.heads, settings.seed, model.critic, recompute=model.gradient_checkpointing
+    )
     reference, start = build_references(settings.model, base, policy, needs.reference)
     if needs.reference:
         say(f"reference: {reference.who}")
@@ -143,6 +148,8 @@ def build_memory(request: Request, parts: Parts, module: PreferenceModule, clock
     """What fills the stores of the references: training rows of the one, held-out rows of whom the run starts from."""
     settings, needs = request.settings, request.objective.needs
     if not settings.model.reference_store or "lm" not in needs.heads:
+        return []
+    if request.strategy.name == "fsdp":  # one process would score for all, and the others not take part
         return []
     train = []
     if isinstance(parts.source, Recorded) and needs.reference:  # nobody knows yet what a policy will say
@@ -208,8 +215,9 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
     trainer = L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
-        strategy=request.strategy,
+        strategy=lightning_strategy(request.strategy, settings.devices),
         precision=request.settings.lightning_precision,
+        inference_mode=request.strategy.name != "fsdp",  # whose gathered weights training would find unusable
         max_epochs=1,
         max_steps=plan.steps,
         accumulate_grad_batches=accumulate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -54,6 +55,13 @@ def settle(trainer: TrainerSettings, before: str | None) -> str:
 def device_type(trainer: TrainerSettings) -> str:
     """Where a run will train: cuda or cpu."""
     return "cuda" if trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def local_device(trainer: TrainerSettings) -> str:
+    """Where this process of it will: cpu, or a GPU of its own."""
+    if device_type(trainer) == "cpu":
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK') or os.environ.get('SLURM_LOCALID') or 0}"
 
 
 def _chosen(trainer: TrainerSettings) -> Mode:

@@ -30,6 +30,7 @@ from prefopt.jobs.assemble import (
     build_trainer,
     prepare_parts,
 )
+from prefopt.jobs.gather import gathered
 from prefopt.jobs.launched import together
 from prefopt.jobs.loading import quieten
 from prefopt.jobs.measure import compared, compared_answers, evaluate_split, held_out_rows, sample_rows
@@ -195,6 +196,7 @@ def _finish(
     model_hash = weights_hash(module.policy.trainable().items())
     val = evaluate_split(trainer, module, dataset.val, settings.evaluation)
     test = evaluate_split(trainer, module, dataset.test, settings.evaluation)
+    module = gathered(request, parts, module)
     if not trainer.is_global_zero:
         return
     if settings.trainer.val_every:

@@ -25,6 +25,7 @@ from prefopt.errors import RequestError, first_line
 from prefopt.models.adapter import SCALING, adapter_file, continued
 from prefopt.models.files import need_bitsandbytes, stored_weights
 from prefopt.models.policy import Policy
+from prefopt.models.sharding import whole_tensor
 from prefopt.settings import QuantSettings
 
 
@@ -33,7 +34,8 @@ class Base:
     """The weights and the tokenizer a run starts from. Loading twice gives the same weights.
 
     name: a folder or hub name. quant: load it in 4 bits. adapter: the folder of an adapter that the run continues.
-    key: the setting that named it, for messages. ends: further tokens that end an answer, a chat template's.
+    key: the setting that named it, for messages. ends: further tokens that end an answer, a chat template's. device:
+    where 4-bit weights are loaded to; others are loaded on the CPU.
     """
 
     name: str
@@ -44,13 +46,16 @@ class Base:
     trust_remote_code: bool = False
     key: str = "model.name"
     ends: tuple[int, ...] = ()
+    device: str = "cpu"
     _hash: str = field(default="", init=False, repr=False)
 
     def causal(self, quantised: bool = True) -> PreTrainedModel:
         """The causal LM, without any adapter. quantised=False: in full precision whatever `quant` says."""
         options: dict[str, Any] = {}
         if self.quant is not None and quantised:
-            options = {"quantization_config": bitsandbytes_config(self.quant), "device_map": {"": "cpu"}}
+            # Straight to where they stay: what is quantised does not move well, and device_map=auto would spread one
+            # copy over the devices of all processes.
+            options = {"quantization_config": bitsandbytes_config(self.quant), "device_map": {"": self.device}}
         with explained(self.key, self.name):
             model = AutoModelForCausalLM.from_pretrained(
                 self.name,
@@ -137,7 +142,7 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 over the sorted sha256 of every tensor's name, shape, dtype and bytes: in any order, one at a time."""
     found = []
     for name, tensor in weights:
-        flat = tensor.detach().cpu().contiguous().view(-1)
+        flat = whole_tensor(tensor.detach()).cpu().contiguous().view(-1)
         one = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         one.update(flat.view(torch.uint8).numpy().data)
         found.append(one.hexdigest())

@@ -21,6 +21,7 @@ from prefopt.models.files import (
     need_bitsandbytes,
 )
 from prefopt.models.policy import Policy
+from prefopt.models.recompute import recompute_layers
 from prefopt.models.reference import AdapterOff, FrozenCopy, Reference, Snapshot, leaking
 from prefopt.models.reward import init_from_classifier
 from prefopt.progress import say
@@ -84,15 +85,20 @@ def _tell_continued(base: Base, start: str) -> None:
 
 
 def build_policy(
-    base: Base, adapter: AdapterSettings | None, heads: frozenset[str], seed: int, critic: str = "shared"
+    base: Base,
+    adapter: AdapterSettings | None,
+    heads: frozenset[str],
+    seed: int,
+    critic: str = "shared",
+    recompute: bool = False,
 ) -> Policy:
     """The model that trains. seed: of the adapter's and the heads' first weights. critic: shared, or separate for a
-    second model of the same start with the value head, where `heads` has one."""
+    second model of the same start with the value head, where `heads` has one. recompute: gradient checkpointing."""
     if "lm" in heads and is_classifier(base.name, base.key):
         raise RequestError(f"{base.key}={base.name} is a reward model without a language head, which this loss needs")
     other = None
     if critic == "separate" and "value" in heads:
-        other = build_policy(base, adapter, frozenset({"value"}), seed)
+        other = build_policy(base, adapter, frozenset({"value"}), seed, recompute=recompute)
     causal = base.causal()
     torch.manual_seed(seed)
     model: nn.Module = causal
@@ -105,6 +111,8 @@ def build_policy(
             parameter.requires_grad_(False)
     policy = Policy(model, heads, base.end_ids(), other)
     init_from_classifier(policy, base.name, base.key)
+    if recompute:
+        recompute_layers(policy)
     return policy
 
 

@@ -88,6 +88,11 @@ def need_bitsandbytes() -> None:
         raise RequestError("model.quant needs bitsandbytes: pip install 'prefopt[quant]'")
 
 
+def need_deepspeed() -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise RequestError("strategy=deepspeed needs DeepSpeed: pip install 'prefopt[deepspeed]'")
+
+
 def check_weights(name: str, key: str) -> None:
     """Weights as safetensors, and nothing else: other formats run code when they are read."""
     if find(name, "adapter_config.json"):  # transformers would take it along, in whatever format

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ class Policy(nn.Module):
 
     model: the causal LM, or a PEFT model around it. heads: among lm (the model's own), scalar (a reward per answer,
     read on its last token) and value (one per token). Scalar heads are float32 whatever the backbone is. speaks:
-    whether anybody asks it for log-probs. critic: who has the value head, where that is another model.
+    whether anybody asks it for log-probs. critic: who has the value head, where that is another model. sharded: whether
+    this process has only shards of its weights, and a batch must go through the backbone in one call.
     """
 
     heads: nn.ModuleDict
@@ -36,7 +37,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.end_ids = end_ids
-        self.speaks = "lm" in heads
+        self.speaks, self.sharded = "lm" in heads, False
+        self.surroundings: Callable[[], AbstractContextManager[None]] = nullcontext
         if self.adapted and hasattr(self.causal, "get_base_model"):
             raise RequestError("the model is an adapter around an adapter; merge the inner one first")
         self.critic = critic
@@ -55,6 +57,13 @@ class Policy(nn.Module):
     @property
     def config(self) -> PretrainedConfig:
         return self.causal.config.get_text_config()
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Of the backbone; none where they cannot be told."""
+        depth = self.config.num_hidden_layers
+        lists = [m for m in self.causal.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        return list(lists[0]) if lists else []
 
     @property
     def vocabulary(self) -> int:
@@ -96,6 +105,16 @@ class Policy(nn.Module):
         head: Any = self.heads[name]
         with torch.autocast(hidden.device.type, enabled=False):
             return head(hidden.to(head.weight.dtype)).squeeze(-1)
+
+    @contextmanager
+    def within(self, make: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """While it lasts `make()` does; whatever of it backward computes again, it computes in another `make()`."""
+        before, self.surroundings = self.surroundings, make
+        try:
+            with make():
+                yield
+        finally:
+            self.surroundings = before
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

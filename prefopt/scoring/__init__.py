@@ -2,6 +2,7 @@
 
 from prefopt.scoring.generate import generate
 from prefopt.scoring.score import score, tokens_read
+from prefopt.scoring.sharing import shares_prompts
 from prefopt.scoring.store import ReferenceStore
 
-__all__ = ["ReferenceStore", "generate", "score", "tokens_read"]
+__all__ = ["ReferenceStore", "generate", "score", "shares_prompts", "tokens_read"]

@@ -7,6 +7,7 @@ of the row alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -68,19 +69,20 @@ class Planted:
         return list(found.split(sizes))
 
 
-def plant(batch: Batch) -> Planted:
-    """Trees of similar size together, at most ROOM tokens in a forest unless one tree alone has more."""
+def plant(batch: Batch, together: bool = False) -> Planted:
+    """Trees of similar size together, at most ROOM tokens in a forest unless one tree alone has more. together: all of
+    them in one forest."""
     prompts = batch.prompts()
     rows: list[list[int]] = [[] for _ in prompts]
     for row, group in enumerate(batch.group.tolist()):
         rows[group].append(row)
-    return _planted(prompts, batch.completions(), rows)
+    return _planted(prompts, batch.completions(), rows, together)
 
 
-def planted_tokens(batch: Batch) -> int:
+def planted_tokens(batch: Batch, together: bool = False) -> int:
     """Tokens of a batch's forests, filling included."""
     sizes = batch.prompt_lengths.index_add(0, batch.group, batch.completion_lengths).tolist()
-    return sum(-(-sum(sizes[g] for g in chosen) // ROUND) * ROUND for chosen in _packed(sizes, ROOM))
+    return sum(-(-sum(sizes[g] for g in chosen) // ROUND) * ROUND for chosen in _packed(sizes, together))
 
 
 def plant_prompts(prompts: list[Tensor]) -> Planted:
@@ -88,13 +90,15 @@ def plant_prompts(prompts: list[Tensor]) -> Planted:
     return _planted(prompts, [], [[] for _ in prompts])
 
 
-def _planted(prompts: list[Tensor], completions: list[Tensor], rows: list[list[int]]) -> Planted:
+def _planted(
+    prompts: list[Tensor], completions: list[Tensor], rows: list[list[int]], together: bool = False
+) -> Planted:
     """rows: which completions follow each prompt."""
     device = prompts[0].device
     sizes = [len(p) + sum(len(completions[r]) for r in of) for p, of in zip(prompts, rows, strict=True)]
     prompt_at, completion_at = [0] * len(prompts), [0] * len(completions)
     forests, offset = [], 0
-    for chosen in _packed(sizes, ROOM):
+    for chosen in _packed(sizes, together):
         start, trees, ids, positions = 0, [], [], []
         for g in chosen:
             size, prompt_at[g] = len(prompts[g]), offset + start
@@ -119,13 +123,13 @@ def _planted(prompts: list[Tensor], completions: list[Tensor], rows: list[list[i
     return Planted(forests, torch.tensor(prompt_at, device=device), torch.tensor(completion_at, device=device))
 
 
-def _packed(sizes: list[int], room: int) -> list[list[int]]:
+def _packed(sizes: list[int], together: bool) -> list[list[int]]:
     """Which trees share a forest: the smallest first, the next ones until the room is full."""
     order = sorted((g for g, size in enumerate(sizes) if size), key=lambda g: sizes[g])
     found: list[list[int]] = []
-    used = room
+    room, used = math.inf if together else ROOM, 0
     for g in order:
-        if used + sizes[g] > room:
+        if not found or used + sizes[g] > room:
             found.append([])
             used = 0
         found[-1].append(g)

@@ -26,11 +26,11 @@ class Layout:
     position_ids: Tensor
 
 
-def layouts(batch: Batch) -> list[Layout]:
-    """Every row once, rows of similar length together. No mask is ever read off a token's id."""
+def layouts(batch: Batch, one: bool = False) -> list[Layout]:
+    """Every row once, rows of similar length together. No mask is ever read off a token's id. one: all in one."""
     prompts, completions = batch.prompts(), batch.completions()
     groups = batch.group.tolist()
-    together = _together(row_lengths(batch).tolist())
+    together = _together(row_lengths(batch).tolist(), one)
     return [_padded([torch.cat((prompts[groups[r]], completions[r])) for r in rows], rows) for rows in together]
 
 
@@ -39,18 +39,18 @@ def row_lengths(batch: Batch) -> Tensor:
     return batch.prompt_lengths[batch.group] + batch.completion_lengths
 
 
-def padded_tokens(batch: Batch) -> int:
+def padded_tokens(batch: Batch, one: bool = False) -> int:
     """Tokens of a batch's layouts, padding included."""
     lengths = row_lengths(batch).tolist()
-    return sum(len(rows) * lengths[rows[0]] for rows in _together(lengths))
+    return sum(len(rows) * lengths[rows[0]] for rows in _together(lengths, one))
 
 
-def _together(lengths: list[int]) -> list[list[int]]:
+def _together(lengths: list[int], one: bool) -> list[list[int]]:
     """Which rows share a layout, the longest first."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     found, start = [], 0
     while start < len(order):
-        size = max(1, ROOM // lengths[order[start]])
+        size = len(order) if one else max(1, ROOM // lengths[order[start]])
         found.append(order[start : start + size])
         start += size
     return found

@@ -42,9 +42,7 @@ def narrowed(policy: Policy, read: Tensor | None) -> Iterator[None]:
 
 def parts(policy: Policy) -> list[nn.Module]:
     """Of the last layer; none where its parts have other names."""
-    depth = policy.config.num_hidden_layers
-    lists = [m for m in policy.causal.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    named = dict(lists[0][-1].named_modules()) if lists else {}
+    named = dict(policy.layers[-1].named_modules()) if policy.layers else {}
     return [named[name] for name in TOKENWISE if name in named]
 
 

@@ -60,8 +60,8 @@ def tokens_read(policy: Policy, batch: Batch) -> tuple[int, int]:
     """What `score` has the backbone read of a batch, and what it would read with every completion in a row of its own,
     padded to the batch's longest."""
     longest = int(row_lengths(batch).max())
-    read = planted_tokens(batch) if shares_prompts(policy, longest) else padded_tokens(batch)
-    return read, len(batch) * longest
+    tokens = planted_tokens if shares_prompts(policy, longest) else padded_tokens
+    return tokens(batch, policy.sharded), len(batch) * longest
 
 
 class _States:
@@ -73,7 +73,7 @@ class _States:
     def __init__(self, policy: Policy, batch: Batch, read: list[tuple[Tensor, Tensor]]) -> None:
         self._prompts = batch.prompt_lengths[batch.group]
         if shares_prompts(policy, int(row_lengths(batch).max())):
-            planted = plant(batch)
+            planted = plant(batch, together=policy.sharded)
             self._lay(planted.prompt_at[batch.group], planted.completion_at)
             asked = planted.asked([self._places(row, column) for row, column in read])
             forests = zip(planted.forests, asked, strict=True)
@@ -99,7 +99,7 @@ def _padded_states(policy: Policy, batch: Batch) -> tuple[Tensor, Tensor]:
     """States [·, H] of all rows, and where in them each row begins, [N]."""
     parts, offset = [], 0
     begin = torch.zeros(len(batch), dtype=torch.long, device=batch.group.device)
-    for layout in layouts(batch):
+    for layout in layouts(batch, one=policy.sharded):
         states = policy.hidden_states(layout.ids, layout.attention_mask, layout.position_ids)
         rows, width = states.shape[:2]
         begin[layout.rows] = offset + width * torch.arange(rows, device=states.device)

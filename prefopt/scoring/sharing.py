@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,8 +35,14 @@ def shares_prompts(policy: Policy, longest: int) -> bool:
 
 def forest_states(policy: Policy, forest: Forest, read: Tensor | None = None) -> Tensor:
     """[T, H]. read: [T] bool, where states are needed; elsewhere they may mean nothing."""
-    with attention_named(policy.config, NAME), narrowed(policy, read):
+    with policy.within(partial(_as_forest, policy, read)):
         return policy.hidden_states(forest.ids, None, forest.positions, forest=forest)[0]
+
+
+@contextmanager
+def _as_forest(policy: Policy, read: Tensor | None) -> Iterator[None]:
+    with attention_named(policy.config, NAME), narrowed(policy, read):
+        yield
 
 
 def why_not(policy: Policy) -> str:

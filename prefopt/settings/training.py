@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from prefopt.errors import RequestError
 from prefopt.settings.checks import DTYPES, one_of, require, seconds_of
 from prefopt.settings.guards import GuardsSettings
 from prefopt.settings.rewards import RewardSettings
@@ -94,6 +93,7 @@ class ModelSettings:
     sync_mix: float
     reference_store: bool
     critic: str
+    gradient_checkpointing: bool
     trust_remote_code: bool
     dtype: str
     learning_rate: float
@@ -105,14 +105,10 @@ class ModelSettings:
         require(given, "model.name", "a hub name or a folder, e.g. model.name=HuggingFaceTB/SmolLM2-135M", self.name)
         unread = self.tiny is not None and self.name is not None
         require(not unread, "model.name", "left out with a tiny model; name one with model=hf or hf_lora", self.name)
-        bare = self.quant is not None and self.adapter is None
-        require(not bare, "model.quant", "null without an adapter: 4-bit weights do not train", "an adapter of null")
         self._check_reference()
 
     def _check_reference(self) -> None:
         one_of(self.reference, "model.reference", REFERENCES)
-        if self.reference in ("adapter_off", "start") and self.adapter is None:
-            raise RequestError(f"model.reference={self.reference} needs an adapter; model.adapter is null")
         other, name = self.reference == "model", self.reference_name
         require(bool(name) or not other, "model.reference_name", "a hub name or a folder: model.reference=model", name)
         require(other or not name, "model.reference_name", "null unless model.reference=model", name)
@@ -245,6 +241,20 @@ class TrainerSettings:
 
 
 @dataclass(kw_only=True)
+class StrategySettings:
+    """Where the weights and the optimiser's state lie. stage, offload: of DeepSpeed's ZeRO."""
+
+    name: str
+    stage: int | None = None
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        one_of(self.name, "strategy.name", ("single", "ddp", "fsdp", "deepspeed"))
+        staged = self.name != "deepspeed" or self.stage in (2, 3)
+        require(staged, "strategy.stage", "2 or 3", self.stage)
+
+
+@dataclass(kw_only=True)
 class EvaluationSettings:
     batch_size: int
     prompts: int
@@ -260,7 +270,7 @@ class EvaluationSettings:
 
 @dataclass(kw_only=True)
 class Settings:
-    """A resolved request. loss, optimizer and schedule are built from their own `_target_`, strategy is a name."""
+    """A resolved request, but for strategy; loss, optimizer and schedule are built from their own `_target_`."""
 
     model: ModelSettings
     data: DataSettings

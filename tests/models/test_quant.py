@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from prefopt.config import compose_request
 from prefopt.data.loader import Plan, Recorded, StepLoader
 from prefopt.data.views import view
 from prefopt.errors import RequestError
+from prefopt.jobs.precision import local_device
 from prefopt.models.base import Base
 from prefopt.models.build import build_policy, build_references, load_base, with_settings
 from prefopt.models.reference import AdapterOff
@@ -157,3 +161,24 @@ def test_a_run_in_4_bits_stands_beside_one_in_full_precision(base, tmp_path):
 def test_bitsandbytes_is_imported_where_it_is_used():
     found = [p.name for p in Path("prefopt").rglob("*.py") if "\nimport bitsandbytes" in p.read_text("utf-8")]
     assert found == []
+
+
+@pytest.mark.parametrize(("cuda", "expected"), [(True, "cuda:1"), (False, "cpu")])
+def test_every_process_loads_to_a_device_of_its_own(base, cuda, expected, monkeypatch):
+    """Not all of them to the first one, nor one copy spread over all of them."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    accelerator = "gpu" if cuda else "cpu"
+    trainer = SimpleNamespace(accelerator=accelerator)
+    places = []
+
+    def load(name, *, device_map, **_):
+        places.append(device_map)
+        return toy_model()
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    made = settings("hf_4bit", base)
+    start = replace(with_settings(load_base(base, "float32"), made), device=local_device(trainer))
+    start.causal()
+    assert places == [{"": expected}]

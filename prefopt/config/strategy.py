@@ -1,0 +1,41 @@
+"""The section `strategy` of a request, and whether what was asked for runs together."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from prefopt.config.explain import no_key
+from prefopt.errors import RequestError
+from prefopt.models.files import need_deepspeed
+from prefopt.settings import Settings, StrategySettings
+from prefopt.settings.support import case_of, check_support, family_of
+
+if TYPE_CHECKING:
+    from prefopt.objectives import Needs
+
+
+def read_strategy(section: DictConfig) -> StrategySettings:
+    """DeepSpeed's has keys of its own; every other is a name."""
+    every = [field.name for field in fields(StrategySettings)]
+    known = every if section.get("name") == "deepspeed" else ["name"]
+    for key in section:
+        if key not in known:
+            raise RequestError(no_key(f"strategy.{key!s}", known))
+    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StrategySettings), section))
+    assert isinstance(found, StrategySettings)
+    return found
+
+
+def check_combination(settings: Settings, strategy: StrategySettings, needs: Needs, live: bool) -> None:
+    """RequestError where something that was asked for does not run with the rest. live: on answers of its own."""
+    import torch
+
+    trainer = settings.trainer
+    cuda = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    family = family_of(needs.heads, needs.reference, live)
+    check_support(case_of(settings.model, strategy, trainer, family, needs.reference, cuda))
+    if strategy.name == "deepspeed":
+        need_deepspeed()

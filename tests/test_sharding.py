@@ -1,0 +1,142 @@
+"""A policy in shards trains as a whole one does: two gloo ranks against one process, and whole runs against ddp's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from prefopt.jobs.strategy import ZeRO, lightning_strategy
+from prefopt.models.policy import Policy
+from prefopt.models.sharding import whole_tensor
+from prefopt.objectives import create
+from prefopt.scoring import forest, layout, score, sharing, tokens_read
+from prefopt.settings import StrategySettings
+from tests.conftest import SMALL
+from tests.scoring.test_forest import batch_of, llama
+from tests.test_invariance import ROOT, two_ranks
+from tests.test_resume import read, rows
+from tests.toy import Watch, train_toy
+
+OBJECTIVES = ("kto", "bradley_terry")
+
+
+def outcome(name, sharded=False):
+    """What two SGD steps end with, the second one partial: micro-batches of 3 rows a rank, one of them of none."""
+    watch = Watch()
+    asked = {"micro_batch_size": 3, "world": 2} if sharded else {}
+    strategy = lightning_strategy(StrategySettings(name="fsdp" if sharded else "single"), 2)
+    module = train_toy(create(name), **asked, callbacks=(watch,), strategy=strategy)
+    assert module.policy.sharded == sharded
+    weights = {name: whole_tensor(p).detach().clone() for name, p in module.policy.named_parameters()}
+    return weights, watch.statistics, watch.losses
+
+
+def test_two_ranks_with_a_shard_each(tmp_path):
+    """The whole step's statistics, reduced gradients, a head of its own and tied embeddings, to 1e-9."""
+    two_ranks("tests.fsdp_worker", tmp_path / "found.pt")
+    found = torch.load(tmp_path / "found.pt")
+    for name in OBJECTIVES:
+        expected = outcome(name)
+        for key, weight in expected[0].items():
+            torch.testing.assert_close(found[name][0][key], weight, rtol=0, atol=1e-9)
+        for part in (1, 2):
+            for one, other in zip(found[name][part], expected[part], strict=True):
+                assert one == pytest.approx(other, rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("path", ["forest", "padded"])
+def test_a_batch_is_one_call_where_there_are_shards(path, monkeypatch):
+    """Another process may have trees of other sizes: were each to need calls of its own, they would wait for ever."""
+    monkeypatch.setattr(forest, "ROOM", 8)
+    monkeypatch.setattr(layout, "ROOM", 8)
+    policy, some = Policy(llama()), batch_of([(5, [2, 3], False), (3, [1], False), (4, [1, 4], False)])
+    monkeypatch.setitem(sharing._known, policy.causal, "told so" if path == "padded" else "")
+    calls, hidden_states = [], policy.hidden_states
+    monkeypatch.setattr(
+        policy,
+        "hidden_states",
+        lambda ids, *more, **others: calls.append(ids.numel()) or hidden_states(ids, *more, **others),
+    )
+    apart = score(policy, some).logps
+    assert len(calls) > 1
+    assert sum(calls) == tokens_read(policy, some)[0]
+    calls.clear()
+    policy.sharded = True
+    torch.testing.assert_close(score(policy, some).logps, apart, rtol=0, atol=1e-12)
+    assert calls == [tokens_read(policy, some)[0]]
+
+
+def test_deepspeed_does_not_divide_by_the_accumulation_again():
+    """Lightning has: its loss is that of a micro-batch's share of the step."""
+    asked = {}
+
+    class Plugin:
+        pre_backward = post_backward = staticmethod(lambda loss, module: loss)
+        backward = staticmethod(lambda *found, **options: asked.update(options))
+
+    strategy = object.__new__(ZeRO)
+    strategy._precision_plugin, strategy._lightning_module = Plugin(), SimpleNamespace()
+    strategy.backward(torch.zeros(()), None)
+    assert asked == {"scale_wrt_gas": False}
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+def command(run: Path, cache: Path, strategy: str, *more: str) -> list[str]:
+    fixed = [*SMALL, f"run_dir={run}", f"cache_dir={cache}", f"strategy={strategy}", "trainer.checkpoint_every=3"]
+    two = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=12", "data.micro_batch_size=4"]
+    return [sys.executable, "-m", "prefopt.train", *fixed, *two, *more]
+
+
+def train(*asked) -> tuple:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command(*asked), env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read(asked[0])
+
+
+def kill_at(step: int, *asked) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(command(*asked), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while len(rows(asked[0])) < step and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL, "the run ended before it was killed"
+
+
+RUNS = {
+    "whole": ["model=tiny", "loss=dpo", "trainer.val_every=5"],
+    "adapter, recomputed": ["model=tiny_lora", "loss=kto", "model.gradient_checkpointing=true"],
+    "reward model in bfloat16": ["model=tiny", "loss=bradley_terry", "trainer.precision=bf16-true"],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_is_that_of_ddp_and_goes_on_where_it_was_killed(kind, cache_dir, tmp_path):
+    found = train(tmp_path / "fsdp", cache_dir, "fsdp", *RUNS[kind])
+    expected = train(tmp_path / "ddp", cache_dir, "ddp", *RUNS[kind], "model.reference_store=false")
+    near = {"rel": 0.05, "abs": 0.05} if "bfloat16" in kind else {"rel": 1e-3, "abs": 1e-4}
+    for one, other in zip(found[1], expected[1], strict=True):
+        assert {name: float(value) for name, value in one.items() if name != "packing"} == pytest.approx(
+            {name: float(value) for name, value in other.items() if name != "packing"}, **near
+        )
+    ours, theirs = ([json.loads(line) for line in text[2].splitlines()] for text in (found, expected))
+    assert [row["row"] for row in ours] == [row["row"] for row in theirs]
+    assert [row["reward"] for row in ours] == pytest.approx([row["reward"] for row in theirs], **near)
+    for key in ("base_hash", "data_hash", "row_order_hash", "parameters", "trainable", "steps", "tokens"):
+        assert found[0][key] == expected[0][key], key
+    kill_at(8, tmp_path / "killed", cache_dir, "fsdp", *RUNS[kind])
+    assert train(tmp_path / "killed", cache_dir, "fsdp", *RUNS[kind]) == found
+    assert json.loads((tmp_path / "killed/summary.json").read_text())["resumed_at"]
