@@ -20,7 +20,7 @@ from prefopt.data.examples import Encoded
 from prefopt.errors import RequestError
 from prefopt.metrics.held_out import HeldOutTable, measures
 from prefopt.metrics.rows import Entries, describe, weighted_means
-from prefopt.metrics.sums import Sums
+from prefopt.metrics.sums import Sums, exact_sums
 from prefopt.models.policy import Policy
 from prefopt.models.reference import Reference, reference_logps
 from prefopt.models.sharding import shard, whole
@@ -96,18 +96,18 @@ class PreferenceModule(L.LightningModule):
     def gather_statistics(
         self, first: Scores, others: Iterable[Batch], against: Reference | None = None
     ) -> dict[str, Tensor]:
-        """The objective's step statistics: means over all micro-batches and ranks; {} for most methods."""
+        """The objective's step statistics: means over all micro-batches and ranks, whoever has which of them to the
+        same bits; {} for most methods. Every rank has as many micro-batches."""
         with torch.no_grad():
-            found = self.objective.statistics(first)
-            for batch in others if found else ():
-                for name, (part, count) in self.objective.statistics(self.score(batch, against)).items():
-                    found[name] = (found[name][0] + part, found[name][1] + count)
-            if not found:
+            found = [self.objective.statistics(first)]
+            if not found[0]:
                 return {}
-            stacked = torch.stack([torch.stack(pair) for pair in found.values()]).double()
-            stacked = self.trainer.strategy.reduce(stacked, reduce_op="sum")
-            dtype = next(iter(found.values()))[0].dtype
-            return means({name: (s.to(dtype), c.to(dtype)) for name, (s, c) in zip(found, stacked, strict=True)})
+            found += [self.objective.statistics(self.score(batch, against)) for batch in others]
+            own = torch.stack([torch.stack([torch.stack(pair) for pair in part.values()]) for part in found])
+            of_all = self.trainer.strategy.all_gather(own.double())
+            added = torch.tensor(exact_sums(of_all.reshape(-1, *own.shape[1:])), dtype=own.dtype)
+            seen = means({name: (s, c) for name, (s, c) in zip(found[0], added, strict=True)})
+            return {name: mean.to(own.device) for name, mean in seen.items()}
 
     def configure_optimizers(self) -> dict[str, Any]:
         model = self.policy.model
@@ -135,12 +135,12 @@ class PreferenceModule(L.LightningModule):
         self.held_out_sums.reset()
         self.statistics = {}
         loader = self.trainer.val_dataloaders[-1]
-        first = next(iter(loader), None) if self._reads(loader.view.data) else None
-        if first is not None:
-            others = (batch.to(self.device) for i, batch in enumerate(loader) if i)
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-                scores = self.score(first.to(self.device), self.base)
-                self.statistics = self.gather_statistics(scores, others, self.base)
+        if not self._reads(loader.view.data):
+            return
+        batches = (batch.to(self.device) for batch in loader)
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            scores = self.score(next(batches), self.base)
+            self.statistics = self.gather_statistics(scores, batches, self.base)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loader 0 shows every held-out completion once; the last one shows them as the objective wants them. Both hold

@@ -35,12 +35,14 @@ DATA = tuple(f"tests/data/test_{name}.py" for name in ("audit", "store", "views"
 OPTIMUM = ("tests/metrics/test_optimum.py", "tests/metrics/test_shares.py")
 STORAGE = ("tests/test_storage.py",)
 STOP = ("tests/test_stop.py",)
+RANKS = ("tests/test_ranks.py",)
 ROLLOUTS = ("tests/rollouts", "tests/test_invariance.py")
 OWN = {  # beginnings of the files that are not mathematics
     "data/render": RENDERING,
     "data/template": RENDERING,
     "data/published": PUBLISHED,
     "data/world": ("tests/data/test_world.py",),
+    "data/loader": ("tests/data/test_loader.py", *RANKS),
     "data/": DATA,
     "scoring/store": ("tests/scoring/test_store.py",),
     "scoring/generate": ("tests/scoring/test_generate.py",),
@@ -50,8 +52,8 @@ OWN = {  # beginnings of the files that are not mathematics
     "scoring/narrow": ("tests/scoring/test_narrow.py", "tests/scoring/test_forest.py"),
     "scrub": ("tests/test_scrub.py",),
     "errors": ("tests/test_scrub.py",),
-    "progress": ("tests/test_scrub.py",),
-    "run/folder": ("tests/test_scrub.py",),
+    "progress": ("tests/test_scrub.py", "tests/test_stop.py", "tests/test_progress.py"),
+    "run/folder": ("tests/test_scrub.py", "tests/test_storage.py"),
     "sweep/ledger": ("tests/test_scrub.py",),
     "reports/terminal": ("tests/test_scrub.py",),
     "config/own": ("tests/test_mistakes.py",),
@@ -61,23 +63,22 @@ OWN = {  # beginnings of the files that are not mathematics
     "jobs/subject": ("tests/test_foreign.py",),
     "jobs/sample": ("tests/test_foreign.py",),
     "jobs/export": ("tests/test_foreign.py",),
-    "jobs/train": ("tests/test_foreign.py",),
+    "jobs/train": ("tests/test_foreign.py", "tests/test_determinism.py"),
     "scoring/": ("tests/scoring/test_forest.py", "tests/scoring/test_score.py"),
     "models/": MODELS,
     "callbacks/storage": STORAGE,
     "callbacks/steps": STORAGE,
     "callbacks/validation": STORAGE,
     "run/checkpoints": STORAGE,
-    "run/folder": STORAGE,
     "files": STORAGE,
     "callbacks/stop": STOP,
     "callbacks/checkpoints": STOP,
     "jobs/others": STOP,
-    "progress": STOP,
     "callbacks/remember": ("tests/test_remember.py",),
     "callbacks/selfcheck": ("tests/test_selfcheck.py", "tests/test_finite.py"),
     "callbacks/guards": ("tests/rollouts/test_guards.py",),
     "callbacks/finite": ("tests/test_finite.py",),
+    "callbacks/progress": ("tests/test_progress.py",),
     "callbacks/": MODELS,
     "metrics/optimum": OPTIMUM,
     "reports/compare/optimum": ("tests/reports/test_optimum.py",),
@@ -87,7 +88,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "jobs/pooling": ("tests/test_pooling.py",),
     "jobs/optimum": ("tests/test_pooling.py",),
     "metrics/": ("tests/test_metrics.py",),
-    "module": (*STORAGE, *MODELS),
+    "module": (*STORAGE, *MODELS, "tests/test_module.py", *RANKS),
     "rollouts/": ROLLOUTS,
     "rewards/": ("tests/rewards",),
 }
@@ -618,6 +619,20 @@ MUTANTS = [
             "a frozen adapter",
             "if not any(p.requires_grad for p in model.parameters()):",
             "if not self.policy.trainable():",
+        ),
+        ("divided by the micro-batch", "loss = total(terms, batch.counts)", "loss = total(terms, batch.units())"),
+        ("statistics of one rank", "self.trainer.strategy.all_gather(own.double())", "own.double()"),
+        (
+            "statistics of the first micro-batch",
+            "(batch, against)) for batch in others]",
+            "(batch, against)) for batch in ()]",
+        ),
+        ("a look ends training mode", "self.policy.train(self.trainer.training)", "pass"),
+        ("as the files leave it", "it finds them.\n        self.policy.train()", "it finds them."),
+        (
+            "nothing is clipped",
+            "    def configure_optimizers(self)",
+            "    def configure_gradient_clipping(self, *_, **__): ...\n\n    def configure_optimizers(self)",
         ),
     ),
     *of(
@@ -1274,9 +1289,9 @@ MUTANTS = [
         ("later rows stay", "int(number) <= step", "True"),
     ),
     *of(
-        "callbacks/validation.py",
-        ("half a look stays", 'if line.endswith("\\n") and (looked', "if (looked"),
-        ("a garbled look ends the run", "    with suppress(ValueError):", "    with suppress(KeyError):"),
+        "files.py",
+        ("half a look stays", '.split("\\n")[:-1] if path', '.split("\\n") if path'),
+        ("a garbled look ends the run", "    with suppress(ValueError):\n        found = json", "    with suppress(KeyError):\n        found = json"),
     ),
     *of(
         "files.py",
@@ -1307,6 +1322,47 @@ MUTANTS = [
         "jobs/others.py",
         ("the reference is not told", 'if settings.model.reference == "model" and', "if False and"),
         ("one of an ensemble", "if key in found else own", "if False else own"),
+        "data/loader.py",
+        (
+            "rows are dealt, not batches",
+            "self.own, self._first = batches[rank::world], batches[0]",
+            "mine, self._first = order[rank::world], batches[0]\n"
+            "        self.own = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]",
+        ),
+        ("a rank has none left", "if len(self.own) < len(self):", "if False:"),
+        ("what fills up counts", "self.view.batch(self._first, filler=True)", "self.view.batch(self._first)"),
+        ("another batch fills up", "batches[rank::world], batches[0]", "batches[rank::world], batches[-1][:1]"),
+        ("hash of places in a view", "self.plan.order_hash(steps, self.view.rows)", "self.plan.order_hash(steps)"),
+        (
+            "the order is of the batch size",
+            "self.seed * 1_000_003 + epoch",
+            "self.seed * 1_000_003 + epoch + self.batch_size",
+        ),
+    ),
+    *of(
+        "metrics/sums.py",
+        ("rounded on the way", "return math.fsum(values)", "return sum(values)"),
+        ("infinities end the run", "except (OverflowError, ValueError):", "except OverflowError:"),
+        ("beyond float64 ends the run", "except (OverflowError, ValueError):", "except ValueError:"),
+    ),
+    *of(
+        "progress.py",
+        ("a line every step", "elif now - self._shown > LINE_EVERY:", "else:"),
+        ("lines begin and never stop", "self._shown = now\n            print", "print"),
+        ("a bar at once", "if self._bars is None and now - self._started > 1:", "if self._bars is None:"),
+        ("the bar stays", "self._bars.stop()", "pass"),
+        ("an error leaves the bar", "    finally:\n        meter.close()", "    finally:\n        pass"),
+    ),
+    *of(
+        "callbacks/progress.py",
+        ("micro-batches for steps", "trainer.global_step > self._step", "True"),
+        ("a task inside another", "if trainer.is_global_zero and self._meter is None:", "if trainer.is_global_zero:"),
+        ("every rank speaks", "if trainer.is_global_zero and self._meter is None:", "if self._meter is None:"),
+        ("the fit goes on after its end", "self._meter.close()\n            self._meter = None", "self._meter.close()"),
+    ),
+    *of(
+        "jobs/train.py",
+        ("dropout of no seed", "torch.manual_seed(settings.seed)", "pass"),
     ),
 ]
 

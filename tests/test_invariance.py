@@ -6,20 +6,15 @@ policy's own answers, to 20 prompts, two passes of two steps.
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
 from prefopt.objectives import create, get, names
+from tests.gloo_worker import two_ranks
 from tests.toy import Watch, toy_rollouts, train_toy
 
-ROOT = Path(__file__).parents[1]
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
 SPEAKS = [name for name in names() if get(name).needs.data == "rollouts"]
 LIVE = "answers of its own"
@@ -39,6 +34,11 @@ def outcome(name, micro_batch_size, world=1):
     module = train_toy(objective, **asked)
     weights = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
     return weights, watch.statistics, watch.losses
+
+
+def outcomes(micro_batch_size):
+    """Of one rank of two."""
+    return {name: outcome(name, micro_batch_size, world=2) for name in OBJECTIVES}
 
 
 @pytest.fixture(scope="module")
@@ -72,31 +72,9 @@ def test_micro_batches(whole, name, micro_batch_size):
     same(outcome(name, micro_batch_size), whole[name])
 
 
-def two_ranks(worker, *arguments, timeout=300):
-    """Run a module in two processes that talk through gloo. timeout: seconds."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    shared |= {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", worker, *map(str, arguments)],
-            cwd=ROOT,
-            env={**shared, "LOCAL_RANK": str(r), "RANK": str(r), "NODE_RANK": "0"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(2)
-    ]
-    errors = [rank.communicate(timeout=timeout)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)[-3000:]
-
-
 @pytest.mark.parametrize("micro_batch_size", [8, 3])
 def test_two_gloo_ranks(whole, tmp_path, micro_batch_size):
     """Two processes, each with half of the rows; with 3 a step, the last micro-batches are partial or empty."""
-    two_ranks("tests.gloo_worker", tmp_path / "found.pt", micro_batch_size)
-    found = torch.load(tmp_path / "found.pt")
+    found = two_ranks(tmp_path, outcomes, micro_batch_size)
     for name in OBJECTIVES:
         same(found[name], whole[name])

@@ -124,6 +124,31 @@ def test_sums_are_float64_and_know_empty_counts():
     assert sums.compute() == {"c": 1.5}
 
 
+def test_sums_are_exact_in_any_order():
+    """Added up in float64 one after the other, 1e16 + 1 - 1e16 is 0 or 1 and ten times 0.1 is not 1."""
+    parts = [1e16, 1.0, -1e16, *[0.1] * 10]
+    found = set()
+    for shuffle in range(20):
+        sums = Sums()
+        for i in np.random.default_rng(shuffle).permutation(len(parts)):
+            sums.update({"a": (torch.tensor(parts[i], dtype=torch.float64), 0.1)})
+        found.add(sums.compute()["a"])
+    assert found == {2.0 / 1.3}
+
+
+def test_sums_of_what_is_no_number_are_none():
+    for parts in ([math.inf, -math.inf], [math.nan, 1.0], [math.inf, math.nan]):
+        sums = Sums()
+        for part in parts:
+            sums.update({"a": (part, 1.0)})
+        assert math.isnan(sums.compute()["a"])
+    sums = Sums()
+    assert sums.compute() == {}
+    sums.update({"a": (1e308, 1.0)})
+    sums.update({"a": (1e308, 1.0)})
+    assert sums.compute() == {"a": math.inf}
+
+
 def test_a_tie_is_one_half():
     assert wins(torch.tensor([1.0, 0.0, -1.0])).tolist() == [1.0, 0.5, 0.0]
     same = Scores(logps=torch.full((2, 3), -1.0), mask=torch.ones(2, 3), ref_logps=torch.full((2, 3), -1.0))

@@ -6,22 +6,25 @@ from dataclasses import replace
 from functools import partial
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 from prefopt.data.loader import Plan, Recorded, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
-from prefopt.data.views import view
+from prefopt.data.views import RECORDED, view
 from prefopt.errors import RequestError
 from prefopt.jobs.measure import _log_ratios
 from prefopt.models.policy import Policy
 from prefopt.models.reference import AdapterOff, reference_logps
 from prefopt.module import PreferenceModule
 from prefopt.objectives import create, get, names
+from prefopt.objectives.base import total
+from prefopt.records import Scores, units
 from prefopt.schedules import constant, cosine, linear, steps_of
 from prefopt.scoring import score
 from tests.models.test_reference import adapted, shake
-from tests.toy import keep_rmsnorm_exact, toy_examples, toy_module
+from tests.toy import keep_rmsnorm_exact, toy_examples, toy_module, toy_rollouts
 
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -118,16 +121,134 @@ def test_intervals_are_optimiser_steps(micro):
     assert looks == [2, 4]
 
 
-def test_clipping_holds():
-    module = toy_module(create("ipo"))
-    before = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
-    data = PreferenceData(Recorded(view("pairs", toy_examples(8)), Plan(8, 8, 1, seed=0)), 2)
+@pytest.mark.parametrize("loss", names())
+def test_clipping_holds(loss):
+    """Of two steps of four micro-batches, each moves the weights by the norm that is allowed: SGD at a rate of 1."""
+    moved = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, pl, batch, batch_idx):
+            if batch_idx % 4 == 0:
+                self.before = flat(pl)
+
+        def on_train_batch_end(self, trainer, pl, outputs, batch, batch_idx):
+            if batch_idx % 4 == 3:
+                moved.append(float((flat(pl) - self.before).norm()))
+
+    module = toy_module(create(loss))
+    if module.objective.needs.data in RECORDED:
+        source = Recorded(view(module.objective.needs.data, toy_examples(8)), Plan(8, 8, 2, seed=0))
+    else:
+        source = toy_rollouts(module.objective, 10, 8, 2, 2)
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, max_steps=1, accumulate_grad_batches=4, gradient_clip_val=1e-3, **QUIET
+        accelerator="cpu",
+        max_epochs=1,
+        max_steps=2,
+        accumulate_grad_batches=4,
+        gradient_clip_val=1e-3,
+        callbacks=[Watch()],
+        **QUIET,
     )
-    trainer.fit(module, datamodule=data)
-    moved = torch.cat([(p.detach() - before[name]).flatten() for name, p in module.policy.named_parameters()])
-    assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-6)  # SGD at a rate of 1
+    trainer.fit(module, datamodule=PreferenceData(source, 2))
+    assert trainer.global_step == 2
+    assert moved == pytest.approx([1e-3] * 2, rel=1e-5)
+
+
+def flat(module):
+    return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+
+
+def test_dropout_is_on_in_training_and_off_everywhere_else():
+    """A model comes from its files in eval mode. Two forwards of one batch differ in every step, also after a look; in
+    a look they are equal, and the reference's always are."""
+    policy = adapted()
+    shake(policy)
+    policy.eval()
+    module = PreferenceModule(create("dpo"), policy, AdapterOff(policy), partial(torch.optim.SGD, lr=0.01), constant)
+    seen = []
+
+    class Twice(L.Callback):
+        def twice(self, pl, where, batch):
+            with torch.no_grad():
+                first, second = pl.score(batch), pl.score(batch)
+            same_reference = torch.equal(first.ref_logps, second.ref_logps)
+            seen.append((where, torch.equal(first.logps, second.logps), same_reference))
+
+        def on_train_batch_start(self, trainer, pl, batch, batch_idx):
+            self.twice(pl, "training", batch)
+
+        def on_validation_batch_start(self, trainer, pl, batch, batch_idx, dataloader_idx=0):
+            self.twice(pl, "look", batch)
+
+        def on_validation_end(self, trainer, pl):
+            with pl.reference.policy(torch.device("cpu")) as reference:
+                assert not any(part.training for part in reference.modules())
+
+    source = Recorded(view("pairs", toy_examples(8)), Plan(8, 4, 4, seed=0))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        max_steps=4,
+        val_check_interval=2,
+        num_sanity_val_steps=0,
+        callbacks=[Twice()],
+        **QUIET,
+    )
+    trainer.fit(module, datamodule=PreferenceData(source, None, toy_examples(4, seed=9), val_batch=4))
+    training, look = ("training", False, True), ("look", True, True)
+    assert seen == [training, training, look, training, training, look]
+
+
+class MicroBatches:
+    """One step of four rows, cut as it is told to."""
+
+    def __init__(self, shown, sizes):
+        ends = np.cumsum(sizes).tolist()
+        batches = [shown.batch(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+        counts = shown.batch(range(sum(sizes))).units()
+        first, *others = (replace(batch, counts=counts) for batch in batches)
+        self.batches = [replace(first, siblings=tuple(others)), *others]
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("loss", OFFLINE)
+def test_micro_batches_of_unequal_sizes_are_one_step(loss):
+    """[4], [1, 3] and [2, 2] rows move the weights alike: a row counts by its step, not by its micro-batch."""
+
+    def trained(sizes):
+        module = toy_module(create(loss, sft_weight=0.3), lr=0.1)
+        shown = view(module.objective.needs.data, toy_examples(4))
+        trainer = L.Trainer(accelerator="cpu", max_epochs=1, max_steps=1, accumulate_grad_batches=len(sizes), **QUIET)
+        trainer.fit(module, MicroBatches(shown, sizes))
+        return flat(module)
+
+    whole = trained([4])
+    assert float((whole - flat(toy_module(create(loss, sft_weight=0.3)))).abs().max()) > 1e-4
+    for sizes in ([1, 3], [2, 2]):
+        torch.testing.assert_close(trained(sizes), whole, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("sizes", "mean_of_means"), [([4], -0.0125), ([1, 3], 0.025), ([2, 2], -0.0125)])
+def test_the_gradient_of_unequal_micro_batches_by_hand(sizes, mean_of_means):
+    """Rows whose gradients are 0.1 and three times -0.05 have the mean -0.0125. Means of micro-batches, averaged, have
+    the other sign for [1, 3]; sums over the step's count do not see the cut."""
+    gradients, sft = torch.tensor([0.1, -0.05, -0.05, -0.05], dtype=torch.float64), create("sft")
+    summed = averaged = 0.0
+    for part in gradients.split(sizes):
+        slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        scores = Scores(logps=-slope * part[:, None], mask=torch.ones(len(part), 1))
+        terms = sft.all_terms(scores, {})
+        own = units("demonstrations", scores.lengths, {})
+        whole = dict.fromkeys(own, 4.0)
+        summed += float(torch.autograd.grad(total(terms, whole), slope, retain_graph=True)[0])
+        averaged += float(torch.autograd.grad(total(terms, own), slope)[0]) / len(sizes)
+    assert summed == pytest.approx(-0.0125, abs=1e-15)
+    assert averaged == pytest.approx(mean_of_means, abs=1e-15)
 
 
 def test_schedules_by_hand():

@@ -22,7 +22,7 @@ from prefopt.scoring import forest, layout, score, sharing, tokens_read
 from prefopt.settings import StrategySettings
 from tests.conftest import SMALL
 from tests.scoring.test_forest import batch_of, llama
-from tests.test_invariance import ROOT, two_ranks
+from tests.gloo_worker import ROOT, run_ranks
 from tests.test_resume import read, rows
 from tests.toy import Watch, train_toy
 
@@ -42,7 +42,7 @@ def outcome(name, sharded=False):
 
 def test_two_ranks_with_a_shard_each(tmp_path):
     """The whole step's statistics, reduced gradients, a head of its own and tied embeddings, to 1e-9."""
-    two_ranks("tests.fsdp_worker", tmp_path / "found.pt")
+    run_ranks("tests.fsdp_worker", tmp_path / "found.pt")
     found = torch.load(tmp_path / "found.pt")
     for name in OBJECTIVES:
         expected = outcome(name)

@@ -17,7 +17,7 @@ from prefopt.models.base import Base
 from prefopt.settings import support
 from prefopt.settings.support import FREE, HELD, LIVE, MODELS, REWARDS, RULES, SYNCED, Case, refusal
 from tests.models.saved import pairs_file, saved_model
-from tests.test_invariance import two_ranks
+from tests.gloo_worker import run_ranks
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 LOSSES = {HELD: ["loss=dpo"], FREE: ["loss=sft"], REWARDS: ["loss=bradley_terry"]}
@@ -153,6 +153,6 @@ def test_what_it_says_runs_does(strategy, tmp_path):
 
         run_all(strategy, tmp_path)
     else:
-        two_ranks("tests.support_worker", strategy, tmp_path, timeout=1200)
+        run_ranks("tests.support_worker", strategy, tmp_path, timeout=1200)
     found = [json.loads(file.read_text()) for file in tmp_path.glob("run-*/summary.json")]
     assert [summary["status"] for summary in found] == ["finished"] * len(running(strategy))

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from prefopt.config import compose_request
 from prefopt.config.explain import points
 from prefopt.errors import FAILED, OK, WRONG
+from prefopt.jobs.train import train
 from prefopt.sweep.ledger import Job
 from prefopt.sweep.processes import Sweep, quoted
 from prefopt.train import main
@@ -190,18 +193,36 @@ def alive(text: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_two_processes_a_job(model, tmp_path):
-    """Each job has its own folder and its own two ranks, and nothing runs twice."""
-    ddp = ["trainer.devices=2", "strategy=ddp"]
-    done = sweep(tmp_path, model, "seed=0,1", *ddp)
+def test_one_and_two_processes_in_one_sweep(model, tmp_path):
+    """Each job has a folder and the ranks that it asked for, and nothing runs twice. Where each micro-batch holds the
+    same rows and a gradient has two parts, two ranks write what one process writes, whatever the loss."""
+    losses = ("dpo", "kto", "orpo", "bradley_terry")
+    asked = [f"loss={','.join(losses)}", "trainer.devices=1,2", "strategy=ddp"]
+    done = sweep(tmp_path, model, *asked, "data.batch_size=2", "data.micro_batch_size=1", "evaluation.batch_size=2")
     assert done.returncode == OK, done.stderr
     jobs = ledger(tmp_path)
-    assert [job["devices"] for job in jobs] == [2, 2]
-    assert len([entry for entry in (tmp_path / "sweep").iterdir() if (entry / "summary.json").exists()]) == 2
-    for job in jobs:
-        assert summary(tmp_path, job)["steps"] == 3
-        with (tmp_path / "sweep" / job["name"] / "metrics.csv").open() as stream:
-            assert len(stream.readlines()) == 4
+    assert [job["devices"] for job in jobs] == [1, 2] * len(losses)
+    folders = {entry.name for entry in (tmp_path / "sweep").iterdir() if entry.is_dir()}
+    assert folders == {job["name"] for job in jobs} | {"logs"}
+    found = [summary(tmp_path, job) for job in jobs]
+    assert [s["steps"] for s in found] == [3] * len(jobs)
+    assert len({s["row_order_hash"] for s in found}) == 1
+    for alone, both in zip(jobs[::2], jobs[1::2], strict=True):
+        one, other = (read(tmp_path / "sweep" / job["name"]) for job in (alone, both))
+        assert one[1:] == other[1:]
+        assert len(one[1]) == 3
+        assert (one[0]["val"], one[0]["model_hash"]) == (other[0]["val"], other[0]["model_hash"])
+
+
+def test_other_ranks_than_asked_for_are_refused(model, tmp_path, monkeypatch, capsys):
+    """So a job that has ended well had them."""
+    alone = SimpleNamespace(world_size=1)
+    monkeypatch.setattr("prefopt.jobs.train.build_trainer", lambda *_: alone)
+    asked = [word for word in command(tmp_path, model)[4:] if not word.startswith("sweep_dir")]
+    run = tmp_path / "run"
+    assert train(compose_request([*asked, f"run_dir={run}", "trainer.devices=2", "strategy=ddp"])) == WRONG
+    assert "trainer.devices=2, but there are 1 processes" in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_points_of_a_grid():

@@ -1,4 +1,7 @@
-"""Which rows train when: one pass over all optimiser steps of a run, a function of seed and epoch alone."""
+"""Which rows train when: one pass over all optimiser steps of a run, a function of seed and epoch alone.
+
+A method that can show fewer rows (SFT of labels shows the desirable ones) has an order of those.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +59,12 @@ class Plan:
         """Passes over the rows in the first `steps` steps."""
         return self.examples(steps) / self.rows
 
-    def order_hash(self, steps: int) -> str:
-        """sha256 of the row numbers of the first `steps` steps."""
-        found = hashlib.sha256()
+    def order_hash(self, steps: int, ids: Sequence[int] | None = None) -> str:
+        """sha256 of the row numbers of the first `steps` steps. ids: [rows], what the data calls each, if not by its
+        number."""
+        found, known = hashlib.sha256(), range(self.rows) if ids is None else ids
         for number in range(steps):
-            found.update((",".join(map(str, self.step(number))) + ";").encode())
+            found.update((",".join(str(known[row]) for row in self.step(number)) + ";").encode())
         return found.hexdigest()
 
     def _order(self, epoch: int) -> list[int]:
@@ -156,6 +160,10 @@ class Source:
         """What step `number` shows, and which of its rows, over all ranks. Steps are asked for in their order."""
         raise NotImplementedError
 
+    def order_hash(self, steps: int) -> str:
+        """sha256 of the rows of the data in the first `steps` steps."""
+        return self.plan.order_hash(steps)
+
     def made(self) -> dict[str, float]:
         """What was made for training, and what the last of it showed."""
         return {}
@@ -175,6 +183,10 @@ class Recorded(Source):
 
     def step(self, number: int) -> tuple[View, list[int]]:
         return self.view, self.plan.step(number)
+
+    def order_hash(self, steps: int) -> str:
+        """By the numbers that the data gives its rows, of which a view may show some only."""
+        return self.plan.order_hash(steps, self.view.rows)
 
 
 class StepLoader:
@@ -243,17 +255,26 @@ class ByLength:
 
 
 class HeldOutLoader:
-    """Held-out rows in batches by length, each row on one rank. Batches carry no counts: a split is no step."""
+    """Held-out rows in batches by length, the same batches whatever the number of ranks, which take turns at them: so
+    every row is scored in the same company, and its numbers have the same bits.
+
+    Every rank has as many, since scoring one may be a meeting of all ranks: one that runs out shows the first batch
+    again, with weight 0. Batches carry no counts: a split is no step.
+    """
 
     def __init__(self, view: View, batch_size: int, rank: int = 0, world: int = 1) -> None:
         self.view, self.batch_size = view, batch_size
         lengths = [view.examples[i].length for i in view.rows]
         order = sorted(range(len(view)), key=lambda row: (lengths[row], row))
-        self.rows = order[rank::world]
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        self.own, self._first = batches[rank::world], batches[0]
+        self._length = -(-len(batches) // world)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        for i in range(0, len(self.rows), self.batch_size):
-            yield self.view.batch(self.rows[i : i + self.batch_size])
+        for rows in self.own:
+            yield self.view.batch(rows)
+        if len(self.own) < len(self):
+            yield self.view.batch(self._first, filler=True)

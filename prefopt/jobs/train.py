@@ -221,7 +221,7 @@ def _finish(
         tokens_per_second=clock.tokens / clock.seconds if clock.seconds else None,
         peak_memory_bytes=clock.peak_memory or peak_memory_bytes(),
         model_hash=model_hash,
-        row_order_hash=parts.plan.order_hash(steps),
+        row_order_hash=parts.source.order_hash(steps),
         rollouts=parts.source.made() or None,
         sampling_seconds=parts.source.sampling_seconds,
         val=val.measures,

@@ -123,6 +123,23 @@ def test_the_order_hash_is_of_the_rows_seen():
     ]
 
 
+def test_the_order_hash_is_of_the_rows_that_the_data_has():
+    """Of labelled rows SFT shows the desirable ones, here 1, 3 and 4: its first step is not of rows 0 to 2."""
+    examples = [encode(label(f"p{i}", good=i in (1, 3, 4))) for i in range(5)]
+    sft, kto = (Recorded(view(data, examples), Plan(n, n, 1, 0)) for data, n in (("demonstrations", 3), ("labels", 5)))
+    of_data = [[1, 3, 4][row] for row in sft.plan.step(0)]
+    assert sft.order_hash(1) == sha256((",".join(map(str, of_data)) + ";").encode()).hexdigest()
+    assert sft.order_hash(1) != sft.plan.order_hash(1)
+    assert kto.order_hash(1) == kto.plan.order_hash(1)
+
+
+def test_the_order_is_no_affair_of_the_method():
+    """Whatever pairs are shown as, a run has the same rows at the same step."""
+    plan = Plan(17, 4, 9, 0)
+    hashes = {Recorded(view(data, EXAMPLES), plan).order_hash(9) for data in ("demonstrations", "pairs", "labels")}
+    assert hashes == {plan.order_hash(9)}
+
+
 def test_the_order_hash_tells_runs_apart():
     plans = [Plan(20, 4, 99, 0), Plan(20, 4, 99, 1), Plan(20, 5, 99, 0), Plan(21, 4, 99, 0)]
     assert len({plan.order_hash(5) for plan in plans}) == 4
@@ -251,16 +268,23 @@ def test_the_trainer_accumulates_over_what_a_step_has(batch_size: int, micro: in
 @quick
 @given(st.integers(1, 17), st.integers(1, 9), st.integers(1, 6), st.sampled_from(["demonstrations", "pairs"]))
 def test_held_out_rows_are_shown_once(rows: int, batch_size: int, world: int, data: str):
+    """In the batches of one process, which ranks take in turn; the last turn is filled up with the first batch."""
     shown = view(data, EXAMPLES[:rows])
+    alone = list(HeldOutLoader(shown, batch_size))
+    assert sorted(row for batch in alone for row in shown_rows(batch)) == list(range(rows))
+    assert all(len(batch.prompt_lengths) == batch_size for batch in alone[:-1])
+    lengths = [length_of(EXAMPLES[row]) for batch in alone for row in shown_rows(batch)]
+    assert lengths == sorted(lengths)
     loaders = [HeldOutLoader(shown, batch_size, rank, world) for rank in range(world)]
     batches = [list(loader) for loader in loaders]
     assert [len(loader) for loader in loaders] == list(map(len, batches))
-    assert sorted(row for some in batches for batch in some for row in shown_rows(batch)) == list(range(rows))
-    assert max(map(len, loaders)) - min(map(len, loaders)) <= 1
-    for some in batches:
-        assert all(len(batch.prompt_lengths) == batch_size for batch in some[:-1])
-        lengths = [length_of(EXAMPLES[row]) for batch in some for row in shown_rows(batch)]
-        assert lengths == sorted(lengths)
+    in_turn = [batch for turn in zip(*batches, strict=True) for batch in turn]
+    assert all(map(same, in_turn, alone))
+    fillers = in_turn[len(alone) :]
+    assert len(fillers) < world
+    for batch in fillers:
+        assert not batch.columns["weight"].any()
+        assert batch.columns["row"].tolist() == alone[0].columns["row"].tolist()
 
 
 def length_of(encoded: Encoded) -> int:
@@ -309,6 +333,7 @@ def test_held_out_loaders_show_every_completion_and_the_own_view():
         "demonstrations",
     ]
     loaders = held_out_loaders(pairs, "demonstrations", (), 3, rank=1, world=2)
-    assert [(loader.batch_size, len(loader.rows)) for loader in loaders] == [(3, 2), (3, 2)]
+    longest = max(range(4), key=lambda row: length_of(EXAMPLES[row]))
+    assert [[shown_rows(batch) for batch in loader] for loader in loaders] == [[[longest]], [[longest]]]
     assert [loader.view.data for loader in module(pairs).val_dataloader()] == ["pairs", "labels"]
     assert module([]).val_dataloader() == []
