@@ -1291,7 +1291,11 @@ MUTANTS = [
     *of(
         "files.py",
         ("half a look stays", '.split("\\n")[:-1] if path', '.split("\\n") if path'),
-        ("a garbled look ends the run", "    with suppress(ValueError):\n        found = json", "    with suppress(KeyError):\n        found = json"),
+        (
+            "a garbled look ends the run",
+            "    with suppress(ValueError):\n        found = json",
+            "    with suppress(KeyError):\n        found = json",
+        ),
     ),
     *of(
         "files.py",
