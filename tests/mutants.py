@@ -87,6 +87,11 @@ OWN = {  # beginnings of the files that are not mathematics
     "jobs/judging": ("tests/reports/test_judged.py",),
     "jobs/pooling": ("tests/test_pooling.py",),
     "jobs/optimum": ("tests/test_pooling.py",),
+    "settings/support": ("tests/test_support.py",),
+    "config/strategy": ("tests/test_support.py",),
+    "jobs/strategy": ("tests/test_sharding.py",),
+    "models/sharding": ("tests/test_sharding.py",),
+    "models/recompute": ("tests/models/test_recompute.py",),
     "metrics/": ("tests/test_metrics.py",),
     "module": (*STORAGE, *MODELS, "tests/test_module.py", *RANKS),
     "rollouts/": ROLLOUTS,
@@ -826,7 +831,7 @@ MUTANTS = [
             "self._completion_at = completion_at - self._prompts",
             "self._completion_at = completion_at",
         ),
-        ("padding counts as read", "planted_tokens(batch) if shares", "padded_tokens(batch) if shares"),
+        ("padding counts as read", "planted_tokens if shares", "padded_tokens if shares"),
     ),
     *of(
         "scoring/kv_cache.py",
@@ -1326,6 +1331,8 @@ MUTANTS = [
         "jobs/others.py",
         ("the reference is not told", 'if settings.model.reference == "model" and', "if False and"),
         ("one of an ensemble", "if key in found else own", "if False else own"),
+    ),
+    *of(
         "data/loader.py",
         (
             "rows are dealt, not batches",
@@ -1367,6 +1374,37 @@ MUTANTS = [
     *of(
         "jobs/train.py",
         ("dropout of no seed", "torch.manual_seed(settings.seed)", "pass"),
+    ),
+    *of(
+        "models/recompute.py",
+        ("the surroundings are over", "nullcontext(), policy.surroundings()", "nullcontext(), nullcontext()"),
+        ("reentrant", "use_reentrant=False, context_fn=contexts", "use_reentrant=True"),
+        ("other random numbers", "use_reentrant=False,", "use_reentrant=False, preserve_rng_state=False,"),
+        ("nothing is computed again", "layer.gradient_checkpointing = True", "layer.gradient_checkpointing = False"),
+    ),
+    *of(
+        "models/sharding.py",
+        ("no head of its own", "(*policy.layers, *policy.heads.values())", "policy.layers"),
+        ("no first forward", "        policy.hidden_states(one, one + 1, one)", "        pass"),
+        ("shards stay whole", "            part.reshard()\n", ""),
+        ("whole in name alone", "        part.unshard()\n", ""),
+        ("one shard for all", "tensor.full_tensor() if", "tensor.to_local() * 2 if"),
+    ),
+    *of(
+        "jobs/strategy.py",
+        ("divided twice", "*args, scale_wrt_gas=False, **kwargs", "*args, **kwargs"),
+    ),
+    *of(
+        "settings/support.py",
+        ("4 bits in shards", '("fsdp", "deepspeed") and c.quantised', '("deepspeed",) and c.quantised'),
+        (
+            "own answers in shards",
+            'in ("fsdp", "deepspeed") and c.family == LIVE',
+            '== "deepspeed" and c.family == LIVE',
+        ),
+        ("snapshots of shards", 'SNAPSHOTS = ("start", SYNCED)', 'SNAPSHOTS = ("start",)'),
+        ("any adapter starts anew", 'adapter.bias != "none"', "False"),
+        ("DeepSpeed on a CPU", "and not c.cuda", "and False"),
     ),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -29,4 +30,5 @@ def recompute_layers(policy: Policy) -> None:
     # checkpointing needs, and a frozen base under an adapter would carry them through its first layer.
     for layer in layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+        again: Any = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+        layer._gradient_checkpointing_func = again

@@ -22,7 +22,7 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
     for part in (*policy.layers, *policy.heads.values()):
         fully_shard(part, mesh=mesh)
     root = fully_shard(policy, mesh=mesh)
-    register_fsdp_forward_method(root, "hidden_states")
+    register_fsdp_forward_method(policy, "hidden_states")
     policy.sharded = True
     one = torch.zeros(1, 1, dtype=torch.long, device=policy.device)
     with policy.evaluating(), torch.no_grad():  # the first forward tells the shards which of them is the outermost

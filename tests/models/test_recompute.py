@@ -9,9 +9,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefopt.errors import RequestError
+from prefopt.models import recompute
+from prefopt.models.build import build_policy, load_base
 from prefopt.models.policy import Policy
 from prefopt.models.recompute import recompute_layers
 from prefopt.scoring import forest, score, sharing
@@ -91,12 +94,12 @@ def kept(policy: Policy) -> int:
 def test_a_layer_keeps_its_input(monkeypatch):
     """64 tokens of 16 numbers for each further layer, where it was many times that."""
     further = []
-    for recompute in (False, True):
+    for asked in (False, True):
         found = []
         for layers in (2, 5):
             policy = Policy(llama(num_hidden_layers=layers)).train()
             monkeypatch.setitem(sharing._known, policy.causal, "")
-            if recompute:
+            if asked:
                 recompute_layers(policy)
             found.append(kept(policy))
         further.append((found[1] - found[0]) / 3)
@@ -113,6 +116,33 @@ def test_a_model_without_such_layers_is_refused():
         recompute_layers(policy)
 
 
+def test_a_run_asks_for_it(tmp_path, monkeypatch):
+    """Its two layers, in its one step."""
+    calls = []
+    monkeypatch.setattr(
+        recompute, "checkpoint", lambda *given, **how: (calls.append(how), checkpoint(*given, **how))[1]
+    )
+    name = saved_model(tmp_path / "base", size=23)
+    trained(
+        tmp_path,
+        "loss=sft",
+        "model=hf",
+        f"model.name={name}",
+        "trainer.max_steps=1",
+        "model.gradient_checkpointing=true",
+    )
+    assert len(calls) == 2
+    assert not any(how["use_reentrant"] for how in calls)
+
+
+def test_a_critic_of_its_own_is_computed_again_too(tmp_path):
+    base = load_base(saved_model(tmp_path), "float32")
+    policy = build_policy(base, None, frozenset({"lm", "value"}), 0, "separate", recompute=True)
+    for one in (policy, policy.critic):
+        assert all(layer.gradient_checkpointing for layer in one.layers)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["loss=dpo", "loss=ppo reward.kind=rule reward.rule=exact model.critic=separate"])
 def test_a_run_ends_with_the_same_weights(loss, tmp_path):
     name = saved_model(tmp_path / "base", size=23)
