@@ -1259,15 +1259,11 @@ MUTANTS = [
     ),
     *of(
         "callbacks/stop.py",
-        (
-            "a second signal waits",
-            "if self.main_process and (again or not self.waits):",
-            "if self.main_process and not self.waits:",
-        ),
-        ("evaluation goes on", "(again or not self.waits)", "again"),
-        ("every rank ends by itself", "if self.main_process and (again", "if (again"),
-        ("a warning is a second signal", "again = self.asked and not warning", "again = self.asked"),
-        ("handlers stay", "            signal.signal(number, handler)", "            pass"),
+        ("a second signal waits", "(not warning if again else not self.waits)", "not self.waits"),
+        ("evaluation goes on", "else not self.waits)", "else False)"),
+        ("every rank ends by itself", "if self.main_process and (not", "if (not"),
+        ("a warning is a second signal", "(not warning if again", "(again if again"),
+        ("handlers stay", "                signal.signal(number, handler)", "                pass"),
         ("Slurm is not told", "self.requeue = self.requeue or warning", "self.requeue = False"),
     ),
     *of(

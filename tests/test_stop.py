@@ -6,8 +6,11 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +21,9 @@ from prefopt.callbacks.checkpoints import Checkpoints
 from prefopt.callbacks.steps import Steps
 from prefopt.callbacks.stop import Stop
 from prefopt.config import compose_request
-from prefopt.errors import INTERRUPTED, OK, WRONG, RequestError
+from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError
 from prefopt.jobs import train as job
+from prefopt.jobs.launched import MAIN
 from prefopt.jobs.others import others_hash
 from prefopt.jobs.train import train
 from prefopt.progress import is_main_process
@@ -68,6 +72,8 @@ def test_slurms_warning_is_no_second_signal(monkeypatch):
         ask(signal.SIGUSR1)
         assert stop.asked
         assert stop.requeue
+        stop.waits = False
+        ask(signal.SIGUSR1)  # while what training left is written down
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
@@ -128,6 +134,30 @@ def test_jobs_of_a_sweep_are_no_tasks_of_slurm(monkeypatch):
         monkeypatch.setenv(name, "1")
     assert set(clean_environment()) & {"SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "PREFOPT_MAIN"} == set()
     assert "SLURM_TMPDIR" in clean_environment()
+
+
+RANK = """
+import os, time
+from prefopt.jobs.launched import together
+with together(main_process=False):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_rank_ends_with_its_main_process():
+    """One that is killed while the rank runs, and one that was gone before it came so far."""
+    main = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {RANK!r}]); time.sleep(60)"
+    own = {key: value for key, value in os.environ.items() if key != MAIN}
+    with subprocess.Popen([sys.executable, "-c", main], stdout=subprocess.PIPE, env=own, text=True) as running:
+        rank = Path(f"/proc/{int(running.stdout.readline())}")
+        running.kill()
+        deadline = time.monotonic() + 20
+        while rank.exists() and "zombie" not in (rank / "status").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert time.monotonic() < deadline
+    orphan = subprocess.run([sys.executable, "-c", RANK], env={**os.environ, MAIN: "1234567"}, timeout=50)
+    assert orphan.returncode == FAILED
 
 
 # ---------------------------------------------------------------- whole runs

@@ -46,14 +46,14 @@ class Stop:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that was not set in Python cannot be set again
+                signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        warning = number == signal.SIGUSR1  # some time before the end; SIGTERM may follow it
+        warning = number == signal.SIGUSR1  # some time before the end, perhaps to several processes of the job
         self.requeue = self.requeue or warning
-        again = self.asked and not warning
-        self.asked = True
-        if self.main_process and (again or not self.waits):
+        again, self.asked = self.asked, True
+        if self.main_process and (not warning if again else not self.waits):
             raise KeyboardInterrupt
 
 
