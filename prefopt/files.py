@@ -15,12 +15,14 @@ from filelock import FileLock
 
 from prefopt.errors import RequestError, first_line
 
+TEMPORARY = ".prefopt"  # how the hidden names end that `replacing` and `replacing_folder` give
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and is gone when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -29,6 +31,18 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is a file or folder of `replacing` or `replacing_folder`."""
+    return path.name.startswith(".") and path.name.endswith(TEMPORARY)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """What a kill has left of them; only where nobody else may be writing."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if is_temporary(entry):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _umask() -> int:
@@ -77,6 +91,20 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
+def stepped_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines with the optimiser step that they are of; a kill or a full disk may have left a part of one, which is
+    not read. [] where there is no file."""
+    found = path.read_text("utf-8", "replace").split("\n")[:-1] if path.exists() else []  # splitlines splits texts too
+    return [looked for line in found if (looked := _stepped(line)) is not None]
+
+
+def _stepped(line: str) -> dict[str, Any] | None:
+    with suppress(ValueError):
+        found = json.loads(line)
+        return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+    return None
+
+
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends well, and is gone when it does not.
@@ -84,7 +112,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Folders above it that are missing are made only then, so that a failure leaves nothing at all.
     """
     above = next(parent for parent in folder.absolute().parents if parent.is_dir())
-    temporary, aside = (Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=above)) for _ in range(2))
+    temporary, aside = (Path(tempfile.mkdtemp(TEMPORARY, f".{folder.name}.", above)) for _ in range(2))
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())

@@ -52,6 +52,7 @@ class PreferenceModule(L.LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.step_sums, self.held_out, self.held_out_sums = Sums(), HeldOutTable(), Sums()
         self.statistics: dict[str, Tensor] = {}
+        self.step_seen: list[tuple[Batch, Scores, Tensor]] = []  # of the step so far, with its parts of the loss
         self.strict_loading = False  # checkpoints hold what trains; on_load_checkpoint checks that it is exactly that
         self._resumed_rng: dict[str, Any] | None = None
 
@@ -70,6 +71,7 @@ class PreferenceModule(L.LightningModule):
         scores = self.score(batch)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.statistics = self.gather_statistics(scores, batch.siblings)
+            self.step_seen = []
         terms = self.objective.all_terms(scores, self.statistics)
         loss = total(terms, batch.counts)
         with torch.no_grad():
@@ -77,6 +79,7 @@ class PreferenceModule(L.LightningModule):
             extra = weighted_means(self.objective.diagnostics(scores), scores)
             parts = {f"loss_{name}": entry for name, entry in term_entries(terms, batch.counts).items()}
             self.step_sums.update(_share_counts(parts, self.trainer) | seen | extra)
+        self.step_seen.append((batch, scores.detach(), loss.detach()))  # looked at only where the step is broken
         # Lightning divides by its accumulation, DDP by its ranks; the counts have already divided by everything.
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
@@ -157,7 +160,7 @@ class PreferenceModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = {f"policy.{name}" for name in self.policy.trainable()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in wanted}
-        checkpoint["rng"] = _rng_state()
+        checkpoint["rng"] = _of_all_ranks(_rng_state(), self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = {f"policy.{name}" for name in self.policy.trainable()}
@@ -166,7 +169,7 @@ class PreferenceModule(L.LightningModule):
             raise RequestError(
                 f"the checkpoint does not hold what trains here; {len(different)} differ: {different[0]}"
             )
-        self._resumed_rng = checkpoint["rng"]
+        self._resumed_rng = checkpoint["rng"][self.trainer.global_rank]
 
 
 def term_entries(terms: Iterable[Term], counts: Mapping[str, float]) -> Entries:
@@ -180,19 +183,38 @@ def _share_counts(parts: Entries, trainer: L.Trainer) -> Entries:
     return {name: (part, count / shares) for name, (part, count) in parts.items()}
 
 
+def _of_all_ranks(own: dict[str, Any], world: int) -> list[dict[str, Any]]:
+    if world == 1:
+        return [own]
+    found: list[Any] = [None] * world
+    torch.distributed.all_gather_object(found, own)
+    return found
+
+
 def _rng_state() -> dict[str, Any]:
-    """Everything a later draw depends on, in types that load under weights_only=True."""
+    """Everything a later draw of this rank depends on, in types that load under weights_only=True."""
     state: Any = np.random.get_state()
     _, keys, *rest = state
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": (keys.tolist(), *rest)}
+    version, words, gauss = random.getstate()
+    python = (version, _words(words), gauss)
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": python, "numpy": (_words(keys), *rest)}
+
+
+def _words(numbers: Sequence[int]) -> Tensor:
+    """Unsigned 32-bit numbers as int32 of the same bits: as a list they take twice the room."""
+    return torch.from_numpy(np.asarray(numbers, dtype=np.uint32).view(np.int32).copy())
+
+
+def _numbers(words: Tensor) -> np.ndarray:
+    return words.cpu().numpy().view(np.uint32)
 
 
 def _restore_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"]:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    keys, *rest = state["numpy"]
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(_numbers(words).tolist()), gauss))
+    words, *rest = state["numpy"]
+    np.random.set_state(("MT19937", _numbers(words), *rest))

@@ -80,8 +80,13 @@ def _bars() -> Bars:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one that a person started; a distributed run starts the others."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Whether this is the one that a person started; a distributed run, torchrun or srun starts the others.
+
+    torchrun's rank is that of the run. What Lightning starts has a LOCAL_RANK in a NODE_RANK, also inside of a Slurm
+    step, whose own number is then the same for all.
+    """
+    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def say(sentence: str) -> None:

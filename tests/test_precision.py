@@ -25,6 +25,7 @@ def trainer(name="auto", devices=1) -> TrainerSettings:
         accelerator="cpu",
         precision=name,
         clip=None,
+        non_finite="stop",
         checkpoint_every=None,
         val_every=None,
     )

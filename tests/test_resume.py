@@ -25,7 +25,7 @@ TIMES = ("seconds", "pairs_per_second", "tokens_per_second")  # the columns that
 STEPS = 20
 # What a resumed run may say differently: when it was resumed, and everything a clock or a memory gauge says.
 DIFFERS = {"resumed_at", "command", "train_seconds", "pairs_per_second", "tokens_per_second", "peak_memory_bytes"}
-DIFFERS |= {"sampling_seconds"}
+DIFFERS |= {"sampling_seconds", "git"}  # somebody may commit meanwhile
 # Four steps a collection, a reward and a KL coefficient with a running state.
 SPEAKING = ["source.prompts=32", "source.passes=2", f"trainer.max_steps={STEPS}", "reward.scale=running"]
 SPEAKING += ["source.kl_target=0.5", "source.kl_horizon=500"]
@@ -168,4 +168,4 @@ def test_checkpoint_holds_what_trains_and_loads_safely(cache_dir, tmp_path):
     assert all("lora_" in name for name in checkpoint["state_dict"])
     trained = sum(t.numel() * t.element_size() for t in checkpoint["state_dict"].values())
     size = (tmp_path / "run/checkpoints/last.ckpt").stat().st_size
-    assert size < 1.2 * trained * 3 + 40_000  # AdamW keeps two moments; the rest is names and random states
+    assert size < 1.2 * trained * 3  # AdamW keeps two moments; the rest is names and random states

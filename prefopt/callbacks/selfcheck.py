@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from prefopt.callbacks.steps import scaler_of
+from prefopt.callbacks.steps import between_steps, scaler_of
 from prefopt.errors import RequestError
 from prefopt.module import PreferenceModule
 from prefopt.records import Batch, Scores, at_least_float32
@@ -24,8 +24,8 @@ LOW = 0.1  # nats, of lower precisions
 class SelfCheck(L.Callback):
     """Before the first step: scoring agrees with the model's own logits, and the policy with its reference, so that
     the loss is what theory says at π = π_ref. After it: every group of trainable weights has moved. A step whose
-    gradients overflow under 16-mixed is skipped and moves nothing, and nothing is learnt from answers of the policy's
-    own that are all worth the same; the first step that is neither counts.
+    gradients overflow under 16-mixed is skipped and moves nothing, nor does one that is left out for what is no finite
+    number, and nothing is learnt from answers of the policy's own that are all worth the same; the first other counts.
     """
 
     def __init__(
@@ -61,7 +61,9 @@ class SelfCheck(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: PreferenceModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if not self._before or trainer.global_step == 0 or self._skipped:
+        if not self._before or not between_steps(trainer, batch_idx) or self._skipped:
+            return
+        if all(p.grad is None for p in module.policy.trainable().values()):  # taken away: the step was left out
             return
         moved: dict[str, bool] = {}
         for name, parameter in module.policy.trainable().items():

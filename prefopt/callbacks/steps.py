@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,16 @@ def overflows(trainer: L.Trainer) -> bool:
     return scaler is not None and scaler.get_scale() >= 1
 
 
+def rows_until(table: str, step: int) -> str:
+    """The header of a metrics.csv and its rows up to a step, without lines that a kill or a full disk has cut."""
+    header, *rows = table.splitlines(keepends=True) or [""]
+    if not (header.startswith("step,") and header.endswith("\n")):
+        return ""
+    whole = [row for row in rows if row.endswith("\n") and row.count(",") == header.count(",")]
+    numbered = ((row, row.partition(",")[0]) for row in whole)
+    return header + "".join(row for row, number in numbered if number.isdecimal() and int(number) <= step)
+
+
 class Steps(L.Callback):
     """Collects what the micro-batches of a step say and writes it when the optimiser has moved.
 
@@ -52,7 +61,9 @@ class Steps(L.Callback):
         self.peak_memory: int | None = None
         self._step_tokens = 0
         self._read = self._padded = 0
-        self._grad_norm = self._rate = 0.0
+        self.grad_norm = torch.zeros(())  # on the device that trains
+        self.told: dict[str, float] = {}  # what other callbacks say of a step, always the same names
+        self._rate = 0.0
         self._mark = self._sampled = 0.0
         self._file: Any = None
         self._writer: csv.DictWriter[str] | None = None
@@ -105,9 +116,9 @@ class Steps(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Before clipping."""
+        """Before clipping. Nobody waits for the number here."""
         norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._grad_norm = float(torch.stack(norms).norm()) if norms else 0.0
+        self.grad_norm = torch.stack(norms).norm() if norms else torch.zeros((), device=module.device)
         self._rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
@@ -134,7 +145,8 @@ class Steps(L.Callback):
             **{name: float(value) for name, value in module.statistics.items()},
             **self.source.measures,
             "learning_rate": self._rate,
-            "grad_norm": self._grad_norm,
+            "grad_norm": float(self.grad_norm),
+            **self.told,
             "examples": self.plan.examples(step),
             "tokens": self.tokens,
             "packing": read / padded,
@@ -143,10 +155,6 @@ class Steps(L.Callback):
             "tokens_per_second": step_tokens / max(passed, 1e-9),
         }
         self._write(row)
-        sound = math.isfinite(self._grad_norm) or overflows(trainer)
-        if not (math.isfinite(row["loss"]) and sound):
-            found = f"the loss is {row['loss']}, the gradient's norm {self._grad_norm}"
-            raise FloatingPointError(f"step {step}: {found}; is optimizer.lr too high?")
         for logger in trainer.loggers:
             logger.log_metrics({f"train/{name}": value for name, value in row.items() if name != "step"}, step)
 
@@ -164,20 +172,26 @@ class Steps(L.Callback):
         """A run that resumes at `step` writes the later rows again."""
         if not self.path.exists():
             return
-        with self.path.open(newline="", encoding="utf-8") as stream:
-            lines = stream.read().splitlines(keepends=True)
-        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            kept = rows_until(stream.read(), step)
         with replacing(self.path) as temporary:
-            temporary.write_text("".join(lines[:1] + kept), "utf-8", newline="")
+            temporary.write_text(kept, "utf-8", newline="")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Evaluation loads more than training needs; the method's own memory is what it took up to here."""
         self.peak_memory = peak_memory_bytes()
 
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        with suppress(OSError):  # a full disk, which is what ended the run
+            self._close()
+
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = self._writer = None
+            file, self._file, self._writer = self._file, None, None
+            file.close()
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "tokens": self.tokens}

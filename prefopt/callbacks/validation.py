@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from prefopt.data.examples import Encoded
-from prefopt.files import write_lines
+from prefopt.files import stepped_lines, write_lines
 from prefopt.module import PreferenceModule
 
 
@@ -23,7 +22,7 @@ class Validation(L.Callback):
         """A run that resumes looks again at what came after its checkpoint, and at once where it was killed in the look
         that follows the checkpoint."""
         if trainer.is_global_zero and self.path.exists():
-            write_lines(self.path, [line for line in _lines(self.path) if line["step"] <= trainer.global_step])
+            write_lines(self.path, [line for line in stepped_lines(self.path) if line["step"] <= trainer.global_step])
         if trainer.global_step and trainer.strategy.broadcast(_missing(self.path, trainer)):
             trainer.validating = True  # as Lightning does between two steps
             trainer.fit_loop.epoch_loop.val_loop.run()
@@ -45,16 +44,10 @@ class Validation(L.Callback):
 def complete(path: Path, trainer: L.Trainer, found: dict[str, float | None]) -> None:
     """The look at the last step, where it was lost to a kill: the evaluation at the end, `found`, says the same."""
     if _missing(path, trainer):
-        write_lines(path, [*_lines(path), {"step": trainer.global_step, **found}])
+        write_lines(path, [*stepped_lines(path), {"step": trainer.global_step, **found}])
 
 
 def _missing(path: Path, trainer: L.Trainer) -> bool:
     """Whether a look at the step that the trainer stands at was due and is not written."""
     due = trainer.global_step * trainer.accumulate_grad_batches % trainer.val_check_batch == 0
-    return due and trainer.global_step not in {line["step"] for line in _lines(path)}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines; a kill may have left a part of the last one."""
-    found = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in found if line.endswith("\n")]
+    return due and trainer.global_step not in {line["step"] for line in stepped_lines(path)}

@@ -40,7 +40,7 @@ LEAST_LABELLED = 8  # prompts, so that some of them differ
 BUILT = ("loss", "optimizer", "schedule", "strategy")
 SECTIONS = (
     *("model", "data", "source", "reward", "guards", "trainer", "evaluation"),
-    *("seed", "run_dir", "cache_dir", "debug"),
+    *("seed", "run_dir", "cache_dir", "save_by", "debug"),
 )
 
 
@@ -183,7 +183,8 @@ def build_objective(cfg: DictConfig, soft: str) -> Objective:
 def trained_settings(run: Finished, trust: bool = False) -> Settings:
     """The typed request that a run answered. Keys that were added since have their defaults. trust: whether who asks
     now runs code that models bring along; what the run was told of that is another person's word."""
-    places = {"run_dir": str(run.path), "cache_dir": "", "debug": False, "model": {"trust_remote_code": trust}}
+    places = {"run_dir": str(run.path), "cache_dir": "", "save_by": None, "debug": False}
+    places |= {"model": {"trust_remote_code": trust}}
     try:
         check_resolved(run.config, "")
         asked = OmegaConf.merge(_defaults(), run.config, places)

@@ -9,12 +9,14 @@ from pathlib import Path
 import lightning as L
 import torch
 import transformers
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from prefopt.callbacks.finite import Finite
 from prefopt.callbacks.guards import Guards
 from prefopt.callbacks.remember import RememberReference, Wanted
 from prefopt.callbacks.steps import Steps
+from prefopt.callbacks.storage import Storage
 from prefopt.callbacks.sync import SyncReference
+from prefopt.callbacks.tensorboard import TensorBoard
 from prefopt.config import Request
 from prefopt.data.audit import in_words, warnings
 from prefopt.data.loader import ByLength, Plan, Recorded, Source, TokenPlan, micro_batches
@@ -178,6 +180,16 @@ def build_guards(request: Request, parts: Parts, run: RunFolder) -> list[Guards]
     return [Guards(parts.source, request.settings.guards, lambda alarms: run.save(health=alarms))]
 
 
+def build_finite(request: Request, parts: Parts, path: Path, clock: Steps) -> Finite:
+    """What looks for numbers that are none. A recorded row stands in a file, what a policy says in none."""
+    source = parts.source
+
+    def line(row: int) -> str:
+        return source.view.examples[row].example.source if isinstance(source, Recorded) else ""
+
+    return Finite(path, clock, request.settings.trainer.non_finite == "skip", parts.renderer.text, line)
+
+
 def build_data(request: Request, parts: Parts) -> PreferenceData:
     settings = request.settings
     val = parts.dataset.val if settings.trainer.val_every else []
@@ -193,7 +205,7 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
         raise RequestError("data.micro_batch_size must be null: this loss takes the rows of a step at once")
     accumulate = micro_batches(plan.batch_size, request.settings.data.micro_batch_size, settings.devices)
     every = steps_of(settings.val_every, plan.steps) * accumulate if settings.val_every else None
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=request.strategy,
@@ -204,7 +216,8 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
         gradient_clip_val=settings.clip,
         val_check_interval=min(every, plan.steps * accumulate) if every else None,
         callbacks=callbacks,
-        logger=TensorBoardLogger(folder, name=None, version="tensorboard"),
+        plugins=[Storage()],
+        logger=TensorBoard(folder),
         default_root_dir=folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -213,6 +226,12 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
         use_distributed_sampler=False,
         log_every_n_steps=1,
     )
+    trainer._signal_connector.register_signal_handlers = _no_handlers  # type: ignore[method-assign]
+    return trainer
+
+
+def _no_handlers() -> None:
+    """Lightning's call a collective from wherever a signal finds a rank, and so wait for ever; see `Stop`."""
 
 
 def tell(dataset: Dataset) -> None:

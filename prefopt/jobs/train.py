@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -11,9 +10,11 @@ import lightning as L
 import torch
 
 from prefopt.callbacks.checkpoints import Checkpoints
+from prefopt.callbacks.finite import NonFinite
 from prefopt.callbacks.progress import Progress
 from prefopt.callbacks.selfcheck import SelfCheck
 from prefopt.callbacks.steps import Steps
+from prefopt.callbacks.stop import Stop, requeue
 from prefopt.callbacks.validation import Validation, complete
 from prefopt.config import Request
 from prefopt.errors import FAILED, INTERRUPTED, OK, RequestError, plain, refuse
@@ -21,6 +22,7 @@ from prefopt.files import replacing_folder, write_lines
 from prefopt.jobs.assemble import (
     Parts,
     build_data,
+    build_finite,
     build_guards,
     build_memory,
     build_module,
@@ -28,8 +30,10 @@ from prefopt.jobs.assemble import (
     build_trainer,
     prepare_parts,
 )
+from prefopt.jobs.launched import together
 from prefopt.jobs.loading import quieten
 from prefopt.jobs.measure import compared, compared_answers, evaluate_split, held_out_rows, sample_rows
+from prefopt.jobs.others import others_hash
 from prefopt.jobs.precision import device_type, settle
 from prefopt.models.adapter import tell_no_home
 from prefopt.models.base import weights_hash
@@ -49,14 +53,17 @@ def train(request: Request) -> int:
     quieten()
     torch.set_flush_denormal(True)  # what a saturated softmax leaves slows a CPU's matrix products thirty times
     products = torch.get_float32_matmul_precision()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    settings = request.settings
+    settings, main = request.settings, is_main_process()
     try:
-        with RunFolder(settings.run_dir, request.plain, is_main_process()) as run:
+        with (
+            together(main),
+            Stop(main, settings.time_limit) as stop,
+            RunFolder(settings.run_dir, request.plain, main) as run,
+        ):
             if run.finished:
                 say(f"{run.path} holds this run, finished: left alone")
                 return OK
-            code = _recorded(request, run)
+            code = _recorded(request, run, stop)
             if code == OK and run.main_process:
                 print_summary(run.path, run.summary)
             return code
@@ -66,10 +73,10 @@ def train(request: Request) -> int:
         torch.set_float32_matmul_precision(products)  # this run's alone
 
 
-def _recorded(request: Request, run: RunFolder) -> int:
+def _recorded(request: Request, run: RunFolder, stop: Stop) -> int:
     """Run, and write into the summary how it ended, whatever happens."""
     try:
-        if _run(request, run):
+        if _run(request, run, stop):
             return OK
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         pass
@@ -83,25 +90,36 @@ def _recorded(request: Request, run: RunFolder) -> int:
         if request.settings.debug:
             traceback.print_exc()
         return _failed(run, error)
+    if not run.main_process:
+        return OK  # Lightning kills the main process, which is still writing, when another ends with anything else
     run.save(status="interrupted")
     say(f"interrupted; the same command with run_dir={run.path} continues it")
+    if stop.requeue:
+        requeue()
     return INTERRUPTED
 
 
 def _failed(run: RunFolder, error: Exception) -> int:
     """Written down where that can still be done: a full disk has no room for the reason either."""
-    said = f"{type(error).__name__}: {error}"
+    said, written = f"{type(error).__name__}: {error}", run.path / "error.txt"
+    everywhere = isinstance(error, NonFinite)  # all ranks say the same
+    if not run.main_process:
+        if not everywhere:  # it may know the reason, where the main process has only lost its partner
+            print(f"another rank failed: {plain(said.splitlines()[0])}", file=sys.stderr)
+        return FAILED
+    if everywhere:
+        written = error.file
     try:
         run.save(status="failed", error=said)
         (run.path / "error.txt").write_text(scrubbed(traceback.format_exc()), "utf-8")
-        where = f"see {run.path / 'error.txt'}"
+        where = f"see {written}"
     except OSError as unwritten:
         where = f"{run.path} cannot be written to: {unwritten.strerror or unwritten}"
     print(f"the run failed: {plain(said.splitlines()[0])}\n{where}", file=sys.stderr)
     return FAILED
 
 
-def _run(request: Request, run: RunFolder) -> bool:
+def _run(request: Request, run: RunFolder, stop: Stop) -> bool:
     """False when it was interrupted and can go on."""
     settings, objective = request.settings, request.objective
     parts = prepare_parts(request)
@@ -109,13 +127,15 @@ def _run(request: Request, run: RunFolder) -> bool:
     for sentence in objective.warnings(parts.dataset.counts()):
         say(f"warning: {sentence}")
     module = build_module(request, parts.base)
-    resume = run.checkpoint if run.checkpoint.is_file() else None
     _identify(run, request, parts, module)
+    resume = run.resume_from()
     clock = Steps(run.metrics, parts.source)
     every = settings.trainer.checkpoint_every
-    checkpoints = Checkpoints(run.checkpoint, steps_of(every, parts.plan.steps) if every else None, clock, run.resumed)
+    saving = steps_of(every, parts.plan.steps) if every else None
+    checkpoints = Checkpoints(run.checkpoint, saving, clock, run.resumed, stop)
+    finite = build_finite(request, parts, run.path / "non_finite.jsonl", clock)
     first = SelfCheck(clock.paused, own_answers=parts.source.judge is not None)
-    watching = [Progress(f"training {objective.name}"), first, clock]
+    watching = [Progress(f"training {objective.name}"), first, clock, finite]
     guards = build_guards(request, parts, run)
     moving = [*build_memory(request, parts, module, clock), *build_sync(request, module)]
     callbacks = [*watching, *moving, *guards, checkpoints]
@@ -126,6 +146,7 @@ def _run(request: Request, run: RunFolder) -> bool:
         raise RequestError(f"trainer.devices={settings.trainer.devices}, but there are {trainer.world_size} processes")
     torch.manual_seed(settings.seed)
     trainer.fit(module, datamodule=build_data(request, parts), ckpt_path=resume, weights_only=True)
+    run.save(skipped_steps=finite.skipped)
     stopped = any(guard.ends for guard in guards)
     for guard in guards:
         guard.go_back(module)
@@ -139,12 +160,16 @@ def _identify(run: RunFolder, request: Request, parts: Parts, module: Preference
     """What the run stands on; a resumed one must stand on the same."""
     dataset = parts.dataset
     found = {"base_hash": parts.base.hash(), "data_hash": dataset.data_hash, "tokens_hash": dataset.tokens_hash}
-    for name, value in found.items():
-        if run.summary[name] not in (None, value):
-            raise RequestError(f"run_dir={run.path}: {name} was {run.summary[name][:12]} and is now {value[:12]}")
+    others = others_hash(request) if run.main_process else {}
+    known = {**run.summary, **(run.summary["others_hash"] or {})}
+    for name, value in {**found, **others}.items():
+        if known.get(name) not in (None, value):
+            what = f"the weights of {name} were" if name in others else f"{name} was"
+            raise RequestError(f"run_dir={run.path}: {what} {known[name][:12]} and is now {value[:12]}")
     trainable = module.policy.trainable()
     run.save(
         **found,
+        others_hash=others or None,
         loss=request.objective.name,
         reward_is_log_odds=request.objective.reward_is_log_odds,
         comparable_hash=comparable_hash(run.config, found, parts.plan.steps),

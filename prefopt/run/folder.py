@@ -22,20 +22,22 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefopt.errors import RequestError
-from prefopt.files import check_can_be_made, read_json, replacing, write_json
+from prefopt.files import check_can_be_made, is_temporary, read_json, remove_temporaries, replacing, write_json
 from prefopt.progress import say
+from prefopt.run.checkpoints import LAST, PREVIOUS, newest_sound
 from prefopt.scrub import scrubbed
 
 SCHEMA = 1
 ENDED = ("finished", "stopped")  # the states of a run that nothing is missing from
 PACKAGES = ("prefopt", "torch", "lightning", "transformers", "peft", "tokenizers", "hydra-core", "numpy")
-PLACES = ("run_dir", "cache_dir", "debug")  # where a run lies, not what it is
+PLACES = ("run_dir", "cache_dir", "debug", "save_by")  # where a run lies and how long it may take, not what it is
 KEYS = (
     *("schema", "status", "command", "loss", "seed", "config_hash", "comparable_hash", "data_hash", "tokens_hash"),
     *("base_hash", "model_hash", "row_order_hash", "resumed_at", "steps", "examples", "tokens", "train_seconds"),
     *("pairs_per_second", "tokens_per_second", "peak_memory_bytes", "parameters", "trainable", "val", "test"),
     *("test_reference", "samples", "samples_reference", "reward_is_log_odds", "world", "audit", "versions"),
-    *("rollouts", "sampling_seconds", "health", "device", "precision", "git", "error"),
+    *("rollouts", "sampling_seconds", "health", "skipped_steps", "others_hash", "device", "precision", "git"),
+    "error",
 )
 
 
@@ -81,7 +83,8 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "last.ckpt"
+        """Where the last one is saved; see `resume_from`."""
+        return self.path / "checkpoints" / LAST
 
     @property
     def metrics(self) -> Path:
@@ -93,6 +96,10 @@ class RunFolder:
 
     # ------------------------------------------------------------ summary
 
+    def resume_from(self) -> Path | None:
+        """The checkpoint that the run goes on from; None: it begins."""
+        return newest_sound(self.checkpoint.parent, self.main_process)
+
     def resumed(self, step: int) -> None:
         if not self.main_process:
             return
@@ -101,7 +108,8 @@ class RunFolder:
 
     def discard(self) -> bool:
         """Remove a folder that this process began for a request that turned out wrong. What has trained stays."""
-        wrong = self.main_process and self._begun_here and not self.metrics.exists() and not self.checkpoint.exists()
+        trained = (self.metrics, self.checkpoint, self.checkpoint.with_name(PREVIOUS))
+        wrong = self.main_process and self._begun_here and not any(path.exists() for path in trained)
         if wrong:
             shutil.rmtree(self.path, ignore_errors=True)
             with suppress(OSError):  # another run lies there by now
@@ -126,6 +134,9 @@ class RunFolder:
             if (self.path / "summary.json").is_file():
                 self.summary.update(_held_json(self.path, "summary.json"))
         self._begun_here = not held.is_file()
+        if not self.finished:
+            for folder in (self.path, self.checkpoint.parent):
+                remove_temporaries(folder)
         if self.summary["schema"] is None:  # new, or killed before its first summary was whole
             self._begin(held)
         elif not self.finished:
@@ -171,7 +182,7 @@ def _check_held(path: Path, config: dict[str, Any]) -> None:
         different = _difference(scrubbed(_held_json(path, "config.json")), config)
         if different:
             raise RequestError(f"run_dir={path} holds another run: {different}\nname a new run_dir, or none")
-    elif any(entry.name != ".lock" for entry in path.iterdir()):
+    elif any(entry.name != ".lock" and not is_temporary(entry) for entry in path.iterdir()):
         raise RequestError(f"run_dir={path} holds other files and no run; name a new or empty folder")
 
 

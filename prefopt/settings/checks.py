@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 from prefopt.errors import RequestError, nearest
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def seconds_of(time: str) -> float:
+    """ "5400", "1:30:00", or Slurm's "1-12:00:00"; nan where it is neither."""
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", time)
+    if parts is not None:
+        days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    try:
+        return float(time)
+    except ValueError:
+        return math.nan
 
 
 def require(holds: bool, key: str, wanted: str, value: object) -> None:

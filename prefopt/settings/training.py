@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import RequestError
-from prefopt.settings.checks import DTYPES, one_of, require
+from prefopt.settings.checks import DTYPES, one_of, require, seconds_of
 from prefopt.settings.guards import GuardsSettings
 from prefopt.settings.rewards import RewardSettings
 
@@ -224,6 +224,7 @@ class TrainerSettings:
     accelerator: str
     precision: Any
     clip: float | None
+    non_finite: str
     checkpoint_every: float | None
     val_every: float | None
 
@@ -236,6 +237,7 @@ class TrainerSettings:
         alone = self.precision != "auto" or self.devices == 1
         require(alone, "trainer.precision", "a name: auto is measured, and several devices might disagree", "auto")
         require(self.clip is None or self.clip > 0, "trainer.clip", "above 0, or null for none", self.clip)
+        one_of(self.non_finite, "trainer.non_finite", ("stop", "skip"))
         for name in ("checkpoint_every", "val_every"):
             value = getattr(self, name)
             wanted = "above 0: under 1 a fraction of the run, from 1 on optimiser steps"
@@ -270,7 +272,17 @@ class Settings:
     seed: int
     run_dir: str | None
     cache_dir: str
+    save_by: Any
     debug: bool
+
+    def __post_init__(self) -> None:
+        limit = self.time_limit
+        require(limit is None or limit > 0, "save_by", "seconds, HH:MM:SS or D-HH:MM:SS, or null", self.save_by)
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds; nan where save_by says no time."""
+        return None if self.save_by is None else seconds_of(str(self.save_by))
 
     @property
     def weights_dtype(self) -> str:

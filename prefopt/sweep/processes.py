@@ -27,7 +27,8 @@ from prefopt.sweep.ledger import FAILED, FINISHED, INTERRUPTED, RUNNING, Job, Le
 # What would make a job believe that it is a rank of somebody else's run.
 DISTRIBUTED = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT", "PREFOPT_RUN_DIR"),
+    *("MASTER_ADDR", "MASTER_PORT", "PREFOPT_RUN_DIR", "PREFOPT_MAIN"),
+    *("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
 )
 POLL = 0.1  # seconds
 

@@ -86,10 +86,10 @@ class Particular(nn.Module):
 
 
 def test_a_part_that_is_not_what_its_name_says():
-    """The trial asks for 22 of 64 tokens, which this one refuses; its rows are scored as a forest all the same."""
+    """The trial asks for 22 of 64 tokens, the batch for 9, and it takes neither: its rows are a forest all the same."""
     model = llama()
     model.model.layers[-1].mlp = Particular(model.model.layers[-1].mlp)
-    policy, rows = known(model), batch_of([(3, [2, 3], False), (3, [1], False)])
+    policy, rows = known(model), batch_of([(3, [2, 3, 3], False), (3, [3], False)])
     scores = score(policy, rows)
     for i, theirs in enumerate(textbook(model, rows)):
         torch.testing.assert_close(scores.logps[i][scores.mask[i]], theirs, rtol=0, atol=1e-12)

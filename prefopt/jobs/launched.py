@@ -1,0 +1,30 @@
+"""The processes of one run end together, also when its main process is killed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefopt.errors import FAILED
+from prefopt.sweep.processes import die_with_parent
+
+MAIN = "PREFOPT_MAIN"  # the main process, in the environment of those that it starts
+
+
+@contextmanager
+def together(main_process: bool) -> Iterator[None]:
+    """Without this a rank whose main process was killed waits for it in a collective, half an hour long."""
+    if main_process:
+        os.environ[MAIN] = str(os.getpid())
+    else:
+        if (ends_with_parent := die_with_parent()) is not None:
+            ends_with_parent()
+        if os.environ.get(MAIN) not in (None, str(os.getppid())):  # killed before this could be asked for
+            sys.exit(FAILED)
+    try:
+        yield
+    finally:
+        if main_process:
+            del os.environ[MAIN]

@@ -1,0 +1,55 @@
+"""The checkpoints in a run folder, and which of them a run goes on from.
+
+`last.ckpt` takes its name only when it is whole, and what had the name before is `previous.ckpt`: at every moment one
+of the two is whole.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from prefopt.progress import say
+
+LAST, PREVIOUS, UNREADABLE = "last.ckpt", "previous.ckpt", "unreadable.ckpt"
+
+
+def sound(path: Path) -> bool:
+    """Whether all bytes of a checkpoint are those that were written, and load without running code.
+
+    torch.load does not look at the checksums of the archive that it reads: most flipped bits become other weights.
+    """
+    import torch
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return False
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except MemoryError:
+        raise
+    except Exception:  # whatever zipfile or torch make of bytes that are no checkpoint
+        return False
+    return True
+
+
+def newest_sound(folder: Path, main_process: bool) -> Path | None:
+    """The last checkpoint, or where that is damaged the one before it; None: there is none to go on from.
+
+    main_process: whether to say so, and to put a damaged one aside, where no save will take it for the previous one.
+    """
+    damaged = False
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.is_file():
+            continue
+        if sound(path):
+            if damaged:
+                say(f"going on from {path.name}, the checkpoint before it")
+            return path
+        damaged = True
+        if main_process:
+            say(f"warning: {path} is damaged: put aside as {UNREADABLE}")
+            path.replace(folder / UNREADABLE)
+    if damaged:
+        say("warning: no sound checkpoint is left: the run begins anew")
+    return None

@@ -1,0 +1,215 @@
+"""Checkpoints on disk: whole under their names at every moment, and a damaged one told from a sound one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from prefopt.callbacks.steps import rows_until
+from prefopt.callbacks.storage import Storage
+from prefopt.callbacks.validation import _lines
+from prefopt.errors import RequestError
+from prefopt.files import replacing, replacing_folder
+from prefopt.module import _restore_rng, _rng_state
+from prefopt.objectives import create
+from prefopt.run import RunFolder, check_run_folder
+from prefopt.run.checkpoints import LAST, PREVIOUS, UNREADABLE, newest_sound, sound
+from tests.toy import train_toy
+
+PLAIN = {"loss": {"_target_": "x"}, "seed": 0}
+
+
+def checkpoint(step: int) -> dict:
+    return {"step": step, "weights": torch.arange(500.0) + step, "names": [f"name {i}" for i in range(50)]}
+
+
+def save(folder, step: int) -> None:
+    Storage().save_checkpoint(checkpoint(step), folder / LAST)
+
+
+def step_of(path) -> int:
+    return torch.load(path, weights_only=True)["step"]
+
+
+def test_the_one_before_is_kept(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    assert sorted(os.listdir(tmp_path)) == [LAST, PREVIOUS]
+    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (3, 2)
+    found = Storage().load_checkpoint(tmp_path / LAST, weights_only=True)
+    assert torch.equal(found["weights"], checkpoint(3)["weights"])
+
+
+def test_a_sound_one_at_every_moment(tmp_path, monkeypatch):
+    """Killed before or after any change of a name: the newest that is whole is no older than the last but one."""
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    seen = []
+
+    def watched(old, new, move=os.replace):
+        seen.append(step_of(newest_sound(tmp_path, False)))
+        move(old, new)
+        seen.append(step_of(newest_sound(tmp_path, False)))
+
+    monkeypatch.setattr("os.replace", watched)
+    save(tmp_path, 3)
+    assert seen == [2, 2, 2, 3]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    """torch says it in words about its archive; the system's are passed on."""
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def full(content, file):
+        file.write(b"half")
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")  # noqa: B904
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(tmp_path, 3)
+    assert sorted(os.listdir(tmp_path)) == [LAST, PREVIOUS]
+    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (2, 1)
+
+
+def test_damage_is_noticed(tmp_path):
+    """A flipped bit anywhere that is not padding between the archive's parts, and any end that is missing."""
+    save(tmp_path, 1)
+    whole, path, draw = (tmp_path / LAST).read_bytes(), tmp_path / "damaged", random.Random(0)
+    shutil.copy(tmp_path / LAST, path)
+    assert sound(path)
+    for _ in range(40):
+        place = draw.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
+        if sound(path):
+            found = torch.load(path, weights_only=True)
+            assert torch.equal(found.pop("weights"), checkpoint(1)["weights"]), place
+            assert found == {"step": 1, "names": checkpoint(1)["names"]}, place
+    start = whole.index(np.arange(1, 501, dtype=np.float32).tobytes())
+    path.write_bytes(whole[: start + 9] + bytes([whole[start + 9] ^ 64]) + whole[start + 10 :])
+    assert not sound(path)
+    torch.load(path, weights_only=True)  # which notices nothing
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert not sound(path), length
+
+
+def test_a_damaged_one_is_put_aside(tmp_path, capsys):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:-200])
+    assert newest_sound(tmp_path, False) == tmp_path / PREVIOUS
+    assert sorted(os.listdir(tmp_path)) == [LAST, PREVIOUS], "another rank moves nothing"
+    assert newest_sound(tmp_path, True) == tmp_path / PREVIOUS
+    assert sorted(os.listdir(tmp_path)) == [PREVIOUS, UNREADABLE]
+    assert "last.ckpt is damaged: put aside as unreadable.ckpt" in capsys.readouterr().err
+    save(tmp_path, 3)  # must not take the damaged one for the previous
+    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (3, 1)
+
+
+def test_none_is_left(tmp_path, capsys):
+    assert newest_sound(tmp_path / "nowhere", True) is None
+    assert capsys.readouterr().err == ""
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"half")
+    assert newest_sound(tmp_path, True) is None
+    assert "begins anew" in capsys.readouterr().err
+
+
+def killed_in(context, path) -> None:
+    """What `replacing` or `replacing_folder` leaves when the process is killed inside."""
+    with context(path) as temporary:
+        kept = shutil.copytree if temporary.is_dir() else shutil.copy
+        (temporary / "weights" if temporary.is_dir() else temporary).write_bytes(b"half")
+        kept(temporary, path.with_name("kept"))
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.with_name("kept").rename(temporary)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_kill_leaves_is_removed(tmp_path, begun):
+    """Files and folders that were to take a name, in a folder that has no run yet and in one that has."""
+    run = tmp_path / "run"
+    if begun:
+        with RunFolder(str(run), PLAIN):
+            pass
+    killed_in(replacing, run / "summary.json" if begun else run / "config.json")
+    killed_in(replacing, run / "checkpoints/last.ckpt")
+    killed_in(replacing_folder, run / "model")
+    hidden = [path for path in run.rglob(".*") if path.name != ".lock"]
+    assert len(hidden) == 3
+    if not begun:
+        (run / "checkpoints").rename(tmp_path / "checkpoints")  # none without a config
+    check_run_folder(str(run), PLAIN)
+    with RunFolder(str(run), PLAIN) as opened:
+        assert not [path for path in run.rglob(".*") if path.name != ".lock"]
+        assert opened.summary["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".notes.settings", ".config.json.k3jd9x_q"])
+def test_files_of_others_are_not_ours_to_remove(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    for refused in (
+        lambda: check_run_folder(str(tmp_path), PLAIN),
+        lambda: RunFolder(str(tmp_path), PLAIN).__enter__(),
+    ):
+        with pytest.raises(RequestError, match="holds other files and no run"):
+            refused()
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_rows_are_cut_back_to_a_step():
+    table = "step,loss\r\n1,0.5\r\n2,0.4\r\n3,0.3\r\n"
+    assert rows_until(table, 2) == "step,loss\r\n1,0.5\r\n2,0.4\r\n"
+    assert rows_until(table, 0) == "step,loss\r\n"
+    assert rows_until(table + "4,0", 9) == table  # a kill
+    assert rows_until(table.replace("2,0.4", "2,0.42,0.4"), 9) == table.replace("2,0.4\r\n", "")  # a full disk
+    assert rows_until(table.replace("2,", "x,"), 9) == table.replace("2,0.4\r\n", "")
+    for nothing in ("", "ste", "step,loss"):
+        assert rows_until(nothing, 9) == ""
+
+
+def test_looks_that_cannot_be_read_are_left_out(tmp_path):
+    path = tmp_path / "validation.jsonl"
+    path.write_bytes(b'{"step": 2}\n{"step": 3, "lo{"step": 4}\n[1]\n\xff\n{"step": 6}\n{"step": 8, "lo')
+    assert _lines(path) == [{"step": 2}, {"step": 6}]
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path):
+    """Every generator, in little room: 2500 bytes each for Python's and numpy's, torch's own 5056."""
+
+    def draw():
+        return random.gauss(0, 1), np.random.standard_normal(), torch.rand(3).tolist()
+
+    draw()
+    torch.save(_rng_state(), tmp_path / "rng")
+    expected = [draw() for _ in range(700)]
+    _restore_rng(torch.load(tmp_path / "rng", weights_only=True))
+    assert [draw() for _ in range(700)] == expected
+    assert sum(t.nbytes for t in (_rng_state()["python"][1], _rng_state()["numpy"][0])) == 4 * (625 + 624)
+
+
+def test_every_rank_goes_on_with_its_own(monkeypatch):
+    class SecondOfTwo:
+        global_rank, world_size = 1, 2
+
+    def gather(found, own):
+        found[:] = ["of the first", own]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    module, trainer = train_toy(create("sft")), SecondOfTwo()
+    module.trainer = trainer
+    saved = {"state_dict": {f"policy.{name}": p for name, p in module.policy.trainable().items()}}
+    module.on_save_checkpoint(saved)
+    assert saved["rng"][0] == "of the first"
+    module.on_load_checkpoint(saved)
+    assert module._resumed_rng is saved["rng"][1]
