@@ -270,6 +270,16 @@ def test_what_went_wrong_is_told_without_names(home, monkeypatch):
     with pytest.raises(AssertionError):
         home.trained("failed", "model=hf")
     run = home.folder / "failed/run"
+    assert telling(run, "aB3dE6gH9jK2mN5pQ8sT") == []
     assert json.loads((run / "summary.json").read_text())["error"] == "RuntimeError: ~/x of ***"
     assert "RuntimeError: ~/x of ***" in (run / "error.txt").read_text()
+    assert telling(run, str(home.folder)) == []
+
+
+def test_broken_rows_are_named_without_names(home):
+    (home.folder / "broken").mkdir()
+    with pytest.raises(AssertionError):
+        home.trained("broken", "model=hf", "optimizer.lr=1e38", "trainer.clip=null")
+    run = home.folder / "broken/run"
+    assert '"source": "~/broken/pairs.jsonl:' in (run / "non_finite.jsonl").read_text()
     assert telling(run, str(home.folder)) == []

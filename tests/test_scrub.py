@@ -48,7 +48,7 @@ TEXTS = {  # HOME is /home/ada
 def ada(monkeypatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv("MY_HF_TOKEN", "a0123456789abcdef0")
-    monkeypatch.setenv("SHORT_TOKEN", "true")
+    monkeypatch.setenv("SHORT_API_KEY", "true")
 
 
 @pytest.mark.parametrize(("text", "expected"), TEXTS.items())

@@ -106,7 +106,7 @@ def _failed(run: RunFolder, error: Exception) -> int:
     everywhere = isinstance(error, NonFinite)  # all ranks say the same
     if not run.main_process:
         if not everywhere:  # it may know the reason, where the main process has only lost its partner
-            print(f"another rank failed: {said.splitlines()[0]}", file=sys.stderr)
+            print(f"another rank failed: {plain(said.splitlines()[0])}", file=sys.stderr)
         return FAILED
     if everywhere:
         written = error.file
