@@ -10,12 +10,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from prefopt.data.module import PreferenceData
 from prefopt.errors import RequestError, first_line
 
 # What of a checkpoint must be there: Lightning begins anew with what is missing, without a word.
 PARTS = {"state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
-PARTS |= {PreferenceData.__qualname__: dict}
 
 
 class Belonging(L.Callback):

@@ -106,6 +106,8 @@ def _answer(work: Callable[[], int], config_name: str, otherwise: int) -> int:
     except Exception as error:
         if "debug=true" in sys.argv:
             traceback.print_exc()
+        if isinstance(error, RecursionError) and otherwise == WRONG:
+            return refuse("what was asked stands for itself: a file among its own defaults, or ${} under its own key")
         print(f"failed: {type(error).__name__}: {first_line(error)}\ndebug=true shows where", file=sys.stderr)
         return otherwise
     except KeyboardInterrupt:
@@ -339,21 +341,27 @@ def read_settings(cfg: DictConfig) -> Settings:
         for key in node:
             if key not in known:
                 raise RequestError(no_key(f"{section}.{key!s}".lstrip("."), known))
-    sections = OmegaConf.create({name: cfg[name] for name in SECTIONS})
-    OmegaConf.resolve(sections)
-    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), sections))
-    assert isinstance(found, Settings)
-    return found
+    return _typed(Settings, OmegaConf.create({name: cfg[name] for name in SECTIONS}))
 
 
 def read_keys(cfg: DictConfig, schema: type[Keys]) -> Keys:
     """The keys of a command that trains nothing, held against its schema."""
-    OmegaConf.resolve(cfg)
     known = [field.name for field in fields(schema)]  # type: ignore[arg-type]
     for key in cfg:
         if key not in known:
             raise RequestError(no_key(str(key), known))
-    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
+    return _typed(schema, cfg)
+
+
+def _typed(schema: type[Keys], cfg: DictConfig) -> Keys:
+    """The keys as the schema has them, each of its type, in its range and without anything to look up."""
+    try:
+        OmegaConf.resolve(cfg)
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
+    except OverflowError as error:
+        raise RequestError(f"a number is larger than any that is computed with: {first_line(error)}") from error
+    except RecursionError as error:
+        raise RequestError("a setting stands for itself, by ${} or in more sections than are read") from error
     assert isinstance(found, schema)
     return found
 

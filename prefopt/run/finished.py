@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RequestError, nearest
-from prefopt.files import at_home
+from prefopt.files import at_home, check_can_be_named
 from prefopt.models.files import is_classifier
 from prefopt.run.folder import ENDED, KEYS
 from prefopt.run.held import held_config, held_summary
@@ -48,7 +48,7 @@ class Finished:
 
 def finished_run(folder: str, key: str = "run") -> Finished:
     """RequestError, with what was probably meant, where there is no run that has ended well."""
-    path = at_home(folder, key)
+    path = _place(folder, key)
     if not (path / "summary.json").is_file() or not (path / "config.json").is_file():
         raise RequestError(f"{key}={folder}: no run there: no summary.json{_meant(path)}")
     named = f"{key}={folder}"
@@ -70,7 +70,7 @@ def finished_run(folder: str, key: str = "run") -> Finished:
 
 def run_of_model(name: str, key: str) -> Finished | None:
     """The run whose model/ a name is: what it saved reads text as the run did. None where it is no run's."""
-    path = at_home(name, key).absolute()
+    path = _place(name, key).absolute()
     held = path.name == "model" and (path.parent / "summary.json").is_file()
     return finished_run(str(path.parent), key) if held else None
 
@@ -78,13 +78,19 @@ def run_of_model(name: str, key: str) -> Finished | None:
 def judging_run(name: str, key: str = "reward.name") -> Finished | None:
     """The run that trained a reward model, by its folder or its model/; None where the name is no run's, but perhaps
     another model's."""
-    is_run = (at_home(name, key) / "summary.json").is_file()
+    is_run = (_place(name, key) / "summary.json").is_file()
     run = finished_run(name, key) if is_run else run_of_model(name, key)
     if run is None:
         return None
     if not run.judges:
         raise RequestError(f"{key}={name}: this run trained loss={run.summary['loss']}, no reward model")
     return run
+
+
+def _place(name: str, key: str) -> Path:
+    path = at_home(name, key)
+    check_can_be_named(path, f"{key}={name}")
+    return path
 
 
 def _meant(path: Path) -> str:

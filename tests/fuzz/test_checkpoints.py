@@ -119,12 +119,12 @@ def saved(content: Any) -> bytes:
 
 @st.composite
 def without_a_key(draw: st.DrawFn, content: bytes) -> bytes:
-    """A checkpoint that is whole as a file and lacks an entry, or holds something else there."""
+    """A checkpoint that is whole as a file and lacks an entry, or holds there what no checkpoint does."""
     held = torch.load(io.BytesIO(content), weights_only=True)
     key = draw(st.sampled_from(sorted(held)))
     if draw(st.booleans()):
         return saved({name: value for name, value in held.items() if name != key})
-    return saved({**held, key: draw(st.sampled_from((None, {}, [], 5, "text", -1)))})
+    return saved({**held, key: draw(st.sampled_from((None, 5, "text")))})
 
 
 @st.composite

@@ -152,9 +152,8 @@ def test_folders(
     stray: str,
     data: st.DataObject,
 ):
-    assume(
-        MENDED or asking is not resume or not {"metrics.csv", "validation.jsonl"} & {*names}
-    )  # of a run that goes on
+    kept_up = {"metrics.csv", "validation.jsonl"} & {*names}  # by a run that goes on
+    assume(MENDED or asking is not resume or not kept_up)
     with case() as here:
         run = here / "run"
         shutil.copytree(trained[kind].folder, run)

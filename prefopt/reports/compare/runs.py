@@ -16,7 +16,7 @@ from pyarrow import csv as arrow_csv
 from pyarrow import json as arrow_json
 
 from prefopt.errors import RequestError, first_line, nearest
-from prefopt.files import at_home
+from prefopt.files import at_home, check_can_be_named
 from prefopt.run import ENDED
 from prefopt.run.held import LARGEST, held_config, held_summary
 
@@ -181,6 +181,7 @@ def _read(path: Path) -> tuple[Run | None, str]:
 def _below(folder: Path) -> Iterable[Path]:
     """The run folders in a folder, itself included."""
     folder = at_home(folder, "DIR")
+    check_can_be_named(folder, str(folder))
     if not folder.is_dir():
         beside = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise RequestError(f"{folder}: no such folder{nearest(folder.name, beside)}")
