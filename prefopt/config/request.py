@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -137,7 +138,8 @@ def build_request(
     folder in which models may lie by the time that the request is answered.
     """
     settings = read_settings(cfg)
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    with _with_an_end():
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
     check_targets(plain)
     _check_places(settings, plain, awaited)
     origin = open_origin(settings.data, Path(settings.cache_dir).expanduser())
@@ -355,15 +357,22 @@ def read_keys(cfg: DictConfig, schema: type[Keys]) -> Keys:
 
 def _typed(schema: type[Keys], cfg: DictConfig) -> Keys:
     """The keys as the schema has them, each of its type, in its range and without anything to look up."""
-    try:
+    with _with_an_end():
         OmegaConf.resolve(cfg)
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
-    except OverflowError as error:
-        raise RequestError(f"a number is larger than any that is computed with: {first_line(error)}") from error
-    except RecursionError as error:
-        raise RequestError("a setting stands for itself, by ${} or in more sections than are read") from error
     assert isinstance(found, schema)
     return found
+
+
+@contextmanager
+def _with_an_end() -> Iterator[None]:
+    """RequestError where a section holds itself, or a number is larger than any that is computed with."""
+    try:
+        yield
+    except RecursionError as error:
+        raise RequestError("a section stands for itself by ${}, or holds more sections than are read") from error
+    except OverflowError as error:
+        raise RequestError(f"a number is too large to be computed with: {first_line(error)}") from error
 
 
 def _instantiate(cfg: DictConfig, section: str) -> Any:

@@ -202,7 +202,6 @@ def test_damage(killed: dict[str, Killed], kind: str, both: int, data: st.DataOb
     resumed(killed[kind], spoil)
 
 
-@mended
 @fuzzed
 @given(
     kind=st.sampled_from(tuple(KINDS)), how=st.sampled_from(("other", "content", "key", "key", "key")), data=st.data()
