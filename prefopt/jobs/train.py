@@ -39,7 +39,7 @@ from prefopt.models.reward import savable_as_classifier, save_classifier
 from prefopt.module import PreferenceModule
 from prefopt.progress import is_main_process, say
 from prefopt.reports.terminal import print_summary
-from prefopt.run import RunFolder, comparable_hash, peak_memory_bytes
+from prefopt.run import RunFolder, comparable_hash, config_hash, peak_memory_bytes
 from prefopt.schedules import steps_of
 
 
@@ -118,7 +118,7 @@ def _run(request: Request, run: RunFolder) -> bool:
     guards = build_guards(request, parts, run)
     moving = [*build_memory(request, parts, module, clock), *build_sync(request, module)]
     callbacks = [*watching, *moving, *guards, checkpoints]
-    callbacks.append(own := Belonging(run.summary["config_hash"]))
+    callbacks.append(own := Belonging(config_hash(run.config)))
     if settings.trainer.val_every:
         callbacks.append(Validation(run.path / "validation.jsonl", parts.dataset.val))
     trainer = build_trainer(request, run.path, parts.plan, callbacks)
