@@ -61,6 +61,7 @@ def test_what_a_run_writes_is_read(tmp_path: Path):
         ({"val": {"accuracy": "high"}}, "val must be an object of numbers; got {'accuracy': 'high'}"),
         ({"rollouts": {"beta": {}}}, "rollouts must be an object of numbers"),
         ({"audit": []}, "audit must be an object"),
+        ({"others_hash": {"reward.name": 5}}, "others_hash must be an object of text"),
         ({"reward_is_log_odds": 1}, "reward_is_log_odds must be true or false"),
         ({"health": [{}]}, "health must be a list of alarms"),
     ],

@@ -70,6 +70,10 @@ def _object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_text, value.values()))
+
+
 def _measures(value: Any) -> bool:
     return isinstance(value, dict) and all(entry is None or _number(entry) for entry in value.values())
 
@@ -94,6 +98,7 @@ ENTRIES: Entries = (
     ("an object", _object, ("audit", "versions")),
     ("an object of numbers", _measures, ("val", "test", "test_reference", "samples", "samples_reference", "world")),
     ("an object of numbers", _measures, ("rollouts",)),
+    ("an object of text", _texts, ("others_hash",)),
     ("a list of steps", _steps, ("resumed_at",)),
     ("a list of alarms", _alarms, ("health",)),
 )
