@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 def read_strategy(section: DictConfig) -> StrategySettings:
     """DeepSpeed's has keys of its own; every other is a name."""
+    if not isinstance(section, DictConfig):
+        raise RequestError(f"strategy must be a section; got {section!r:.80}")
     every = [field.name for field in fields(StrategySettings)]
     known = every if section.get("name") == "deepspeed" else ["name"]
     for key in section:
