@@ -104,13 +104,12 @@ def _recorded(request: Request, run: RunFolder, stop: Stop) -> int:
 def _failed(run: RunFolder, error: Exception) -> int:
     """Written down where that can still be done: a full disk has no room for the reason either."""
     said, written = f"{type(error).__name__}: {error}", run.path / "error.txt"
-    everywhere = isinstance(error, NonFinite)  # all ranks say the same
+    if isinstance(error, NonFinite):
+        written = error.file
     if not run.main_process:
-        if not everywhere:  # it may know the reason, where the main process has only lost its partner
+        if not isinstance(error, NonFinite):  # it may know the reason, where the main process has lost its partner
             print(f"another rank failed: {plain(said.splitlines()[0])}", file=sys.stderr)
         return FAILED
-    if everywhere:
-        written = error.file
     try:
         run.save(status="failed", error=said)
         (run.path / "error.txt").write_text(scrubbed(traceback.format_exc()), "utf-8")
