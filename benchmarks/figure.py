@@ -31,7 +31,8 @@ def draw(report: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     seconds, memory = figure.subplots(1, 2, sharey=True)
     took, peak, ratios = report["seconds_per_step"], report["peak_bytes"], report["ratios"]
-    for row, (_, ours, theirs) in enumerate(PAIRS):
+    measured = [pair for pair in PAIRS if pair[1] in took and pair[2] in took]
+    for row, (_, ours, theirs) in enumerate(measured):
         for name, offset, colour in ((ours, -0.19, OURS), (theirs, 0.19, THEIRS)):
             t = took[name]
             reach = [[t["median"] - t["least"]], [t["most"] - t["median"]]]
@@ -41,7 +42,7 @@ def draw(report: dict[str, Any]) -> Figure:
         seconds.text(took[theirs]["most"], row + 0.19, f"  {ratio}", va="center", color="#111827")
     _label(seconds, "seconds of a step of eight pairs")
     _label(memory, "peak memory, GiB")
-    seconds.set_yticks(range(len(PAIRS)), [name for name, _, _ in PAIRS])
+    seconds.set_yticks(range(len(measured)), [name for name, _, _ in measured])
     seconds.invert_yaxis()
     seconds.margins(x=0.12)
     trl = f"TRL {report['versions']['trl']}"
