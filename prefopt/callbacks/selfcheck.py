@@ -40,9 +40,8 @@ class SelfCheck(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: PreferenceModule, batch: Batch, batch_idx: int) -> None:
         if trainer.global_step or batch_idx:
             return
-        scored_as_in_training = trainer.precision_plugin.forward_context()
-        checking = module.policy.evaluating(), whole(module.policy)
-        with self._paused(), checking[0], checking[1], torch.no_grad(), scored_as_in_training:
+        as_in_training = trainer.precision_plugin.forward_context()
+        with self._paused(), module.policy.evaluating(), whole(module.policy), torch.no_grad(), as_in_training:
             scores = module.score(batch)
             if scores.logps is not None:
                 _agrees_with_logits(module, batch, scores)

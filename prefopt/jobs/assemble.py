@@ -129,7 +129,8 @@ def write(author: Base, prompts: list[str], max_new_tokens: int, seed: int) -> l
     return [renderer.text(answer.tolist()) for answer in answers]
 
 
-def build_module(request: Request, base: Base) -> PreferenceModule:
+def build_module(request: Request, base: Base, again: bool = False) -> PreferenceModule:
+    """again: it has been said whom it is held against."""
     settings = request.settings
     needs = request.objective.needs
     model = settings.model
@@ -137,9 +138,9 @@ def build_module(request: Request, base: Base) -> PreferenceModule:
         base, model.adapter, needs.heads, settings.seed, model.critic, recompute=model.gradient_checkpointing
     )
     reference, start = build_references(settings.model, base, policy, needs.reference)
-    if needs.reference:
+    if needs.reference and not again:
         say(f"reference: {reference.who}")
-    if policy.speaks and reference is not start:
+    if policy.speaks and reference is not start and not again:
         say(f"evaluation compares with {start.who}")
     return PreferenceModule(request.objective, policy, reference, request.optimizer, request.schedule, start)
 

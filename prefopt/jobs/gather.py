@@ -20,7 +20,7 @@ def gathered(request: Request, parts: Parts, module: PreferenceModule) -> Prefer
     weights = {name: whole_tensor(p).cpu() for name, p in module.policy.trainable().items()}
     if not is_main_process():
         return module
-    found = build_module(request, parts.base)
+    found = build_module(request, parts.base, again=True)
     for name, parameter in found.policy.trainable().items():
         parameter.copy_(weights[name])
     return found
