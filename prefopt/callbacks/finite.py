@@ -79,17 +79,18 @@ class Finite(L.Callback):
         of_all = _gathered([entry for seen in module.step_seen for entry in self._entries(module, *seen)], trainer)
         every, worst = _unique(of_all), max(severity for severity, _ in of_all)
         rows = _unique(entry for entry in of_all if entry[0] == worst)
-        stands_out = len(rows) < len(every)
+        sick = _unique(entry for entry in of_all if entry[0] > 0)
         about = {"step_loss": _number(loss), "grad_norm": _number(norm)}
         lines = [{"step": step, **row, **about} for row in rows]
         goes_on = self.skips and self.in_a_row < PATIENCE
         if trainer.is_global_zero:
             self._write(lines, goes_on)
         first = rows[0]["source"] or f"row {rows[0]['row']}"
-        by = f"{len(rows)} of {len(every)} rows, first {first}" if stands_out else f"every row, first {first}"
-        said = f"step {step}: the loss is {loss:g}, the gradient's norm {norm:g}, by {by}"
+        by = f"{len(rows)} of {len(every)} rows" if len(rows) < len(every) else "every row"
+        said = f"step {step}: the loss is {loss:g}, the gradient's norm {norm:g}, by {by}, first {first}"
         if not goes_on:
-            raise NonFinite(said if stands_out else f"{said}; is optimizer.lr too high?", self.path)
+            few = 0 < 2 * len(sick) <= len(every)  # a run that has diverged finds most rows so
+            raise NonFinite(said if few else f"{said}; is optimizer.lr too high?", self.path)
         if self.skipped & (self.skipped + 1) == 0:  # the first, the second, the fourth …: a log is for reading
             say(f"warning: {said}: skipped, {self.skipped + 1} so far, see {self.path}")
 
