@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from prefopt.config import config_dir
-from prefopt.errors import FAILED, INTERRUPTED, RequestError, first_line, nearest, refuse
-from prefopt.files import check_can_be_made
+from prefopt.errors import FAILED, INTERRUPTED, RequestError, check_text, first_line, nearest, refuse
+from prefopt.files import at_home, check_can_be_made
 from prefopt.models.files import check_local
 from prefopt.run import judging_run
 
@@ -49,8 +49,9 @@ def samples_of(asked: str) -> int | None:
 
 def main() -> int:
     asked = arguments()
-    out, cache = asked.out.expanduser(), asked.cache_dir.expanduser()
     try:
+        check_text(sys.argv[1:])
+        out, cache = at_home(asked.out, "--out"), at_home(asked.cache_dir, "--cache-dir")
         check_can_be_made(out, "--out")
         samples = samples_of(asked.optimum)
         if asked.reward and judging_run(asked.reward, "--reward") is None:
@@ -63,7 +64,7 @@ def main() -> int:
         return compare(asked.runs, out, loss_defaults(Path(config_dir()) / "loss"), samples, cache, asked.reward)
     except RequestError as error:
         return refuse(str(error))
-    except (OSError, RuntimeError, IndexError) as error:  # of the disk, or of what a model's own code does
+    except Exception as error:  # of the disk, or of what a model's own code does
         print(f"failed: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ import yaml
 from prefopt.config import command, config_dir, read_keys, trained_settings
 from prefopt.data.origins import open_origin
 from prefopt.errors import INTERRUPTED, RequestError
-from prefopt.files import check_can_be_made
+from prefopt.files import at_home, check_can_be_made
 from prefopt.models.files import check_local
 from prefopt.run import finished_run
 from prefopt.settings import AskedEvaluation, EvaluateSettings, EvaluationSettings
@@ -31,7 +31,7 @@ def task(cfg: DictConfig) -> int:
     check_out(out := out_folder(asked))
     trained = trained_settings(run) if run else None
     evaluation = how(asked.evaluation, asdict(trained.evaluation) if trained else training_defaults())
-    cache = Path(asked.cache_dir).expanduser()
+    cache = at_home(asked.cache_dir, "cache_dir")
     if asked.data is not None:
         data, origin = asked.data, open_origin(asked.data, cache, ("test",))
     else:
@@ -49,7 +49,7 @@ def task(cfg: DictConfig) -> int:
 
 def out_folder(asked: EvaluateSettings) -> Path:
     if asked.out:
-        return Path(asked.out).expanduser()
+        return at_home(asked.out, "out")
     name = Path(str(asked.run or asked.model.name)).expanduser().absolute().name
     return Path("evaluations") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{name}"
 

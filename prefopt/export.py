@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prefopt.config import command, read_keys
 from prefopt.errors import RequestError, nearest
-from prefopt.files import read_json
+from prefopt.files import at_home, check_can_be_made, read_json
 from prefopt.run import Finished, finished_run
 from prefopt.settings import ExportSettings
 
@@ -20,7 +20,7 @@ def task(cfg: DictConfig) -> int:
     asked = read_keys(cfg, ExportSettings)
     run = finished_run(str(asked.run))
     check_form(asked, run)
-    check_out(Path(str(asked.out)).expanduser(), run)
+    check_out(at_home(str(asked.out), "out"), run)
     from prefopt.jobs.export import export  # the heavy libraries, once the request is known to be sound
 
     return export(asked, run)
@@ -30,7 +30,7 @@ def check_form(asked: ExportSettings, run: Finished) -> None:
     if asked.form is None or asked.form in run.forms:
         return
     why = "trained an adapter" if run.adapted else "holds whole weights"
-    if run.judges and run.config["model"]["adapter"]:
+    if run.judges and run.config["model"].get("adapter"):
         why = "trained a reward model, whose adapter is merged already"
     accepted = ", ".join(run.forms)
     raise RequestError(f"form={asked.form}: {run.path} {why}{nearest(asked.form, run.forms)}\naccepted: {accepted}")
@@ -38,6 +38,7 @@ def check_form(asked: ExportSettings, run: Finished) -> None:
 
 def check_out(out: Path, run: Finished) -> None:
     """A new or empty folder, or an earlier export of the same run, which is replaced."""
+    check_can_be_made(out, "out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     lineage = out / "lineage.json"

@@ -38,6 +38,23 @@ def _umask() -> int:
     return mask
 
 
+def at_home(path: str | Path, key: str) -> Path:
+    """A path as it was written, with `~` as the home folder. RequestError where it names a user who has none here."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise RequestError(f"{key}={path}: no home folder of that name; name the folder from / on") from error
+
+
+def check_can_be_named(path: Path, named: str) -> None:
+    """Refuse what no file system can be asked for, such as a name of a thousand letters. named: "key=path"."""
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{named:.200}: {getattr(error, 'strerror', None) or error}") from error
+
+
 def check_can_be_made(folder: Path, key: str) -> None:
     """Refuse a folder that is none, or that cannot be made or written to. Nothing is touched."""
     try:

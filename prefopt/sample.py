@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from prefopt.config import command, read_keys
 from prefopt.data.prompts import read_prompts
 from prefopt.errors import INTERRUPTED, RequestError
+from prefopt.files import at_home, check_can_be_made, check_can_be_named
 from prefopt.models.files import check_local
 from prefopt.run import finished_run, judging_run
 from prefopt.settings import SampleSettings
@@ -25,14 +26,21 @@ def task(cfg: DictConfig) -> int:
     if asked.reward.name and judging_run(asked.reward.name) is None:
         check_local(asked.reward.name, "reward.name")
     prompts = read_prompts(asked.prompts, "prompts") if asked.prompts else None
-    if asked.out and Path(asked.out).expanduser().exists():
-        raise RequestError(f"out={asked.out} exists; name a new file")
+    if asked.out:
+        check_out(at_home(asked.out, "out"), asked.out)
     try:
         from prefopt.jobs.sample import sample  # the heavy libraries, once the request is known to be sound
 
         return sample(asked, run, prompts)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def check_out(file: Path, named: str) -> None:
+    check_can_be_named(file, f"out={named}")
+    if file.exists():
+        raise RequestError(f"out={named} exists; name a new file")
+    check_can_be_made(file.parent, "out")
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from prefopt import cli
 from prefopt.config import command, config_dir
 from prefopt.errors import FAILED, WRONG
 from prefopt.train import task
-from tests.mistakes import pipelines, places, requests, rows
+from tests.mistakes import edges, pipelines, places, requests, rows
 from tests.mistakes.asking import Mistake, left, pairs
 from tests.models.saved import saved_model
 
@@ -25,6 +25,7 @@ TABLE = [
     *(*requests.OPTIONS, *requests.LOSSES, *requests.DEVICES, *requests.TARGETS, *requests.FILES),
     *(*rows.FILES, *rows.ROWS, *rows.SPLITS),
     *(*places.MODELS, *places.RUNS),
+    *(*edges.SETTINGS, *edges.PLACES, *edges.ROWS),
     *(*pipelines.NAMES, *pipelines.STAGES, *pipelines.FOLDERS),
 ]
 REAL = [row for row in TABLE if row.values[0].real]

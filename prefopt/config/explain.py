@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from prefopt.config.guard import config_dir
 from prefopt.errors import first_line, nearest
+
+MOST_RUNS = 1000  # of a sweep, that are looked through for the first that is wrong
 
 
 def explain(error: BaseException, config_name: str, overrides: Iterable[str]) -> str:
@@ -66,12 +70,22 @@ def points(overrides: list[str]) -> list[list[str]]:
 def _one_run(config_name: str, overrides: list[str]) -> list[str]:
     """Of a sweep the first run that cannot be composed."""
     try:
+        if math.prod(_runs(override) for override in overrides) > MOST_RUNS:
+            return overrides
         found = points([_of_interval(override) for override in overrides])
     except (HydraException, OmegaConfBaseException):
         return overrides
     if len(found) == 1:
         return found[0]
     return next((point for point in found if not _composes(config_name, point)), overrides)
+
+
+def _runs(override: str) -> int:
+    """How many runs an override asks for, counted no further than needed: a range may hold billions."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override() or parsed.is_interval_sweep():
+        return 1
+    return sum(1 for _ in islice(parsed.sweep_iterator(), MOST_RUNS + 1))
 
 
 def _of_interval(override: str) -> str:
@@ -117,8 +131,8 @@ def _keys_beside(key: str, config_name: str, overrides: list[str]) -> list[str]:
     try:
         with initialize_config_dir(config_dir(), version_base="1.3"):
             cfg = compose(config_name, overrides)
+        parent = key.rpartition(".")[0]
+        node = OmegaConf.select(cfg, parent) if parent else cfg
     except (HydraException, OmegaConfBaseException):
         return []
-    parent = key.rpartition(".")[0]
-    node = OmegaConf.select(cfg, parent) if parent else cfg
     return [str(name) for name in node if not str(name).startswith("_")] if isinstance(node, DictConfig) else []

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,8 +25,8 @@ from prefopt.config.explain import explain, no_key
 from prefopt.config.guard import check_flags, check_found, check_targets, config_dir, install
 from prefopt.config.staged import gathered
 from prefopt.data.origins import Origin, open_origin
-from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError, first_line, refuse
-from prefopt.files import check_can_be_made
+from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError, check_text, first_line, refuse
+from prefopt.files import at_home, check_can_be_made, check_can_be_named
 from prefopt.models.files import check_local, need_bitsandbytes
 from prefopt.progress import is_main_process
 from prefopt.run import Finished, check_run_folder, judging_run
@@ -82,6 +83,7 @@ def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
         return found
 
     def compose_and_run() -> int:
+        check_text(sys.argv[1:])
         check_flags()
         if config_name == "train":
             sys.argv[1:] = gathered(sys.argv[1:])
@@ -105,6 +107,8 @@ def _answer(work: Callable[[], int], config_name: str, otherwise: int) -> int:
     except Exception as error:
         if "debug=true" in sys.argv:
             traceback.print_exc()
+        if isinstance(error, RecursionError) and otherwise == WRONG:
+            return refuse("what was asked stands for itself: a file among its own defaults, or ${} under its own key")
         print(f"failed: {type(error).__name__}: {first_line(error)}\ndebug=true shows where", file=sys.stderr)
         return otherwise
     except KeyboardInterrupt:
@@ -134,7 +138,8 @@ def build_request(
     folder in which models may lie by the time that the request is answered.
     """
     settings = read_settings(cfg)
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    with _with_an_end():
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
     check_targets(plain)
     _check_places(settings, plain, awaited)
     origin = open_origin(settings.data, Path(settings.cache_dir).expanduser())
@@ -149,13 +154,13 @@ def build_request(
     objective = build_objective(cfg, settings.data.soft)
     _check_source(settings, origin, objective)
     preset = (HydraConfig.get().runtime.choices if choices is None else choices).get("preset")
-    if preset and not preset.startswith(f"{objective.name}_"):
+    if preset and not str(preset).startswith(f"{objective.name}_"):
         raise RequestError(f"preset={preset} is not for loss={objective.name}; name the loss before the underscore")
     optimizer, schedule = _instantiate(cfg, "optimizer"), _instantiate(cfg, "schedule")
     try:
         optimizer([torch.nn.Parameter(torch.zeros(1))])
-        schedule(0, 1)
-    except (TypeError, ValueError) as error:
+        float(schedule(0, 1))
+    except Exception as error:  # each says what is wrong with its options in its own way
         raise RequestError(f"optimizer or schedule: {first_line(error)}") from error
     return Request(
         settings=settings,
@@ -186,7 +191,7 @@ def trained_settings(run: Finished) -> Settings:
         asked = OmegaConf.merge(_defaults(), run.config, places)
         assert isinstance(asked, DictConfig)
         return read_settings(asked)
-    except (RequestError, OmegaConfBaseException, KeyError) as error:
+    except (RequestError, OmegaConfBaseException, KeyError, TypeError, ValueError) as error:
         made = (run.summary.get("versions") or {}).get("prefopt")
         reason = first_line(error)
         raise RequestError(
@@ -209,14 +214,18 @@ def _defaults() -> DictConfig:
 def trained_objective(run: Finished, soft: str) -> Objective:
     """The method that a run trained by. soft: what a soft label is to it, as `data.soft`."""
     check_targets(run.config)
-    found: Any = build_objective(OmegaConf.create(run.config), soft)
     beta = (run.summary.get("rollouts") or {}).get("beta")  # that has followed a target of KL
-    return found if beta is None else replace(found, beta=beta)
+    try:
+        found: Any = build_objective(OmegaConf.create(run.config), soft)
+        return found if beta is None else replace(found, beta=beta)
+    except (RequestError, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise RequestError(f"{run.key}={run.path}: what it trained by cannot be built: {first_line(error)}") from error
 
 
 def _check_places(settings: Settings, plain: dict[str, Any], awaited: Path | None) -> None:
     """What can be told of the folders before anything heavy is loaded: nothing is written, and the hub not asked."""
-    cache = Path(settings.cache_dir).expanduser()
+    cache = at_home(settings.cache_dir, "cache_dir")
+    check_can_be_named(cache, f"cache_dir={settings.cache_dir}")
     if not cache.is_dir():  # one that is there may be complete, and needs no writing
         check_can_be_made(cache, "cache_dir")
     if is_main_process():
@@ -329,26 +338,41 @@ def read_settings(cfg: DictConfig) -> Settings:
             raise RequestError(f"pipeline_dir={folder} is for a pipeline; name one, e.g. pipeline=rlhf")
     for section, known in (("", (*SECTIONS, *BUILT)), ("strategy", ("name",))):
         node = cfg[section] if section else cfg
+        if not isinstance(node, DictConfig):
+            raise RequestError(f"{section} must be a section; got {node!r:.80}")
         for key in node:
             if key not in known:
                 raise RequestError(no_key(f"{section}.{key!s}".lstrip("."), known))
-    sections = OmegaConf.create({name: cfg[name] for name in SECTIONS})
-    OmegaConf.resolve(sections)
-    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), sections))
-    assert isinstance(found, Settings)
-    return found
+    return _typed(Settings, OmegaConf.create({name: cfg[name] for name in SECTIONS}))
 
 
 def read_keys(cfg: DictConfig, schema: type[Keys]) -> Keys:
     """The keys of a command that trains nothing, held against its schema."""
-    OmegaConf.resolve(cfg)
     known = [field.name for field in fields(schema)]  # type: ignore[arg-type]
     for key in cfg:
         if key not in known:
             raise RequestError(no_key(str(key), known))
-    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
+    return _typed(schema, cfg)
+
+
+def _typed(schema: type[Keys], cfg: DictConfig) -> Keys:
+    """The keys as the schema has them, each of its type, in its range and without anything to look up."""
+    with _with_an_end():
+        OmegaConf.resolve(cfg)
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
     assert isinstance(found, schema)
     return found
+
+
+@contextmanager
+def _with_an_end() -> Iterator[None]:
+    """RequestError where a section holds itself, or a number is larger than any that is computed with."""
+    try:
+        yield
+    except RecursionError as error:
+        raise RequestError("a section stands for itself by ${}, or holds more sections than are read") from error
+    except OverflowError as error:
+        raise RequestError(f"a number is too large to be computed with: {first_line(error)}") from error
 
 
 def _instantiate(cfg: DictConfig, section: str) -> Any:
@@ -366,4 +390,6 @@ def _instantiate(cfg: DictConfig, section: str) -> Any:
             raise RequestError(no_key(f"{section}.{unknown[1]}", known)) from error
         if isinstance(cause, ValueError):
             raise RequestError(str(cause)) from error
+        raise RequestError(f"{section}: {first_line(error)}") from error
+    except (TypeError, ValueError) as error:  # of _partial_, _recursive_ and _convert_
         raise RequestError(f"{section}: {first_line(error)}") from error

@@ -6,11 +6,13 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RequestError, first_line, nearest
+from prefopt.files import at_home, check_can_be_named
 
 Row = dict[str, Any]
 LONGEST_LINE = 2**24  # characters; a longer row is no example but a file without line breaks
@@ -21,7 +23,8 @@ def read_rows(path: str, setting: str) -> Iterator[tuple[str, Any]]:
 
     setting: the key that named the file. A file larger than memory is fine, but for .json, which is read whole.
     """
-    file = Path(path).expanduser()
+    file = at_home(path, setting)
+    check_can_be_named(file, f"{setting}={path}")
     if file.is_dir():
         raise RequestError(f"{setting}={path}: a folder; name a file in it")
     if not file.is_file():
@@ -53,9 +56,7 @@ def _csv(file: Path) -> Iterator[tuple[int, Row]]:
     line = 1  # where the row begins, which may hold line breaks
     try:
         header = next(reader, [])
-        twice = next((name for name in header if header.count(name) > 1), None)
-        if twice is not None:
-            raise RequestError(f"{file}:1: the header names the column {twice!r} twice")
+        _refuse_twice(header, f"{file}:1: the header")
         line = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(header):
@@ -75,10 +76,13 @@ def _parquet(file: Path) -> Iterator[tuple[int, Row]]:
     number = 0
     try:
         with ParquetFile(file) as parquet:
+            _refuse_twice(parquet.schema_arrow.names, f"{file}: its schema")
             for batch in parquet.iter_batches(batch_size=1024):
                 for number, row in enumerate(batch.to_pylist(), number + 1):  # noqa: B020  (goes on counting)
                     yield number, row
-    except (OSError, pyarrow.ArrowException) as error:
+    except RequestError:
+        raise
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError) as error:  # a text or date that Python has not
         raise RequestError(f"{file}: cannot be read as parquet: {first_line(error)}") from error
 
 
@@ -125,9 +129,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """JSON lets a key stand twice and takes the last; which one was meant nobody knows."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {_twice(name for name, _ in pairs)!r} stands twice in one object")
     return found
+
+
+def _refuse_twice(names: Iterable[str], where: str) -> None:
+    twice = _twice(names)
+    if twice is not None:
+        raise RequestError(f"{where} names the column {twice!r} twice")
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """The first that stands there more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def kind(value: Any) -> str:

@@ -11,6 +11,7 @@ from prefopt.data.containers import kind, numbered_lines, read_rows
 from prefopt.data.examples import Text
 from prefopt.data.shapes import messages_of, text_of
 from prefopt.errors import RequestError, nearest
+from prefopt.files import at_home, check_can_be_named
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Prompt:
 
 def read_prompts(path: str, setting: str) -> list[Prompt]:
     """Every prompt of a file: the lines of a .txt, or rows with `prompt` or `messages`. At least one."""
-    file = Path(path).expanduser()
+    file = at_home(path, setting)
+    check_can_be_named(file, f"{setting}={path}")
     rows = _text_lines(file) if file.suffix.lower() == ".txt" and file.is_file() else read_rows(path, setting)
     found = [Prompt(_prompt(row, where), where) for where, row in rows]
     if not found:

@@ -16,6 +16,7 @@ from prefopt.errors import RequestError, nearest
 
 TURN = "\n\nAssistant:"  # of HH dialogues
 OPTIONAL = ("weight", "margin", "tie", "annotator", "slice")
+ASKED = ("user", "assistant")
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 Fields = dict[str, Any]
 
@@ -77,8 +78,9 @@ def _shape(row: Row, where: str) -> Shape:
             raise RequestError(
                 f"{where}: the columns are those of {shape.name}, but for {near!r}; is it {missing.pop()!r}?"
             )
-    hint = next((h for column in row if column not in COLUMNS and (h := nearest(column, sorted(COLUMNS)))), "")
-    shown = ", ".join(f"{column!r:.40}" for column in list(row)[:20])
+    first = list(row)[:20]  # of perhaps millions
+    hint = next((h for column in first if column not in COLUMNS and (h := nearest(column, sorted(COLUMNS)))), "")
+    shown = ", ".join(f"{column!r:.40}" for column in first)
     accepted = "; ".join("/".join(shape.columns) for shape in SHAPES if "(" not in shape.name)
     raise RequestError(
         f"{where}: columns {shown or '(none)'} are no known shape{hint}\naccepted: {accepted}; see data.columns"
@@ -110,7 +112,7 @@ def _example(shape: Shape, row: Row, where: str) -> Example:
         return Example(**{**fields, **extras}, source=where)
     except KeyError as error:
         raise RequestError(f"{where}: column {error} is missing; the first row has it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{where}: {error}") from error
 
 
@@ -201,10 +203,10 @@ def _label(row: Row, answer: str = "completion", label: str = "label") -> Fields
 
 def _named_label(row: Row) -> Fields:
     """NeMo-Aligner's: preference is chosen or rejected."""
-    names = {"chosen": 1.0, "rejected": 0.0}
-    if row["preference"] not in names:
-        raise ValueError(f"column 'preference' must be chosen or rejected; got {row['preference']!r:.80}")
-    return {**_under_prompt(row, "response"), "scores": (names[row["preference"]],)}
+    names, said = {"chosen": 1.0, "rejected": 0.0}, row["preference"]
+    if not isinstance(said, str) or said not in names:
+        raise ValueError(f"column 'preference' must be chosen or rejected; got {said!r:.80}")
+    return {**_under_prompt(row, "response"), "scores": (names[said],)}
 
 
 def _demonstration(row: Row, answer: str = "completion") -> Fields:
@@ -227,11 +229,10 @@ def _conversation(row: Row) -> Fields:
 def _with_instruction(row: Row) -> Row:
     """LLaMA-Factory's and Alpaca's columns: the prompt is instruction, input below it, after system and history."""
     asked = "\n".join(text_of(name, row[name]) for name in ("instruction", "input") if row.get(name))
-    past = [
-        {"role": role, "content": text}
-        for turn in row.get("history") or []
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
+    turns = row.get("history") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise ValueError(f"column 'history' must be a list of pairs, what was asked and answered; got {turns!r:.80}")
+    past = [{"role": role, "content": said} for turn in turns for role, said in zip(ASKED, turn, strict=True)]
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     prompt = [*system, *past, {"role": "user", "content": asked}] if system or past else asked
     return {**row, "prompt": prompt}
@@ -268,7 +269,8 @@ def messages_of(value: list[Any]) -> tuple[Message, ...]:
     found = []
     for message in value:
         if isinstance(message, dict) and "from" in message and "value" in message:
-            message = {"role": ROLES.get(message["from"], message["from"]), "content": message["value"]}
+            who = message["from"]
+            message = {"role": ROLES.get(who, who) if isinstance(who, str) else who, "content": message["value"]}
         if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
             raise ValueError(f"a message must be {{'role': …, 'content': …}}, got {message!r:.80}")
         found.append({"role": text_of("role", message["role"]), "content": text_of("content", message["content"])})

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from prefopt.config import trained_settings
 from prefopt.data.audit import in_words
 from prefopt.data.prepare import Dataset
 from prefopt.errors import FAILED, OK, RequestError, first_line
@@ -79,7 +80,7 @@ def write_evaluation(
     tell(subject, dataset, own=asked.data is None)
     module = measuring_module(subject, dataset)
     trainer = measuring_trainer(asked.device, subject.precision)
-    seed = asked.seed if asked.seed is not None else run.config["seed"] if run else 0
+    seed = asked.seed if asked.seed is not None else trained_settings(run).seed if run else 0
     test, answers = evaluate_split(trainer, module, dataset.test, settings), None
     if module.policy.speaks and asked.evaluation.prompts != 0:
         answers = compared_answers(trainer, module, dataset, subject.renderer, settings, seed)
@@ -151,7 +152,7 @@ def check_rows(run: Finished, dataset: Dataset) -> None:
         held, found = run.summary[name], getattr(dataset, name)
         if held != found:
             raise RequestError(
-                f"run={run.path}: its rows are others by now: {name} was {held[:12]} and is {found[:12]}"
+                f"run={run.path}: its rows are others by now: {name} was {str(held)[:12]} and is {found[:12]}"
                 "\ndata=jsonl data.test=FILE names rows"
             )
 

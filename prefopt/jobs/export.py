@@ -182,7 +182,7 @@ def origin(run: Finished, opened: Opened) -> dict[str, Any]:
         **{name: run.summary[name] for name in ("loss", "seed", "command", *hashes, "git")},
         "base": base_name(run, opened),
         "adapters": [str(a) for a in (start, run.model.absolute() if run.adapted else None) if a is not None],
-        "quant": run.config["model"]["quant"],
+        "quant": run.config["model"].get("quant"),
         "versions": run.summary["versions"],
         "exported_with": versions(),
     }
@@ -190,4 +190,4 @@ def origin(run: Finished, opened: Opened) -> dict[str, Any]:
 
 def base_name(run: Finished, opened: Opened) -> str:
     """Of a tiny base, which a whole run no longer needs, nothing but its hash is known."""
-    return opened.base.name if run.adapted else run.config["model"]["name"] or "a tiny base"
+    return opened.base.name if run.adapted else run.config["model"].get("name") or "a tiny base"

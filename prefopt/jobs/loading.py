@@ -88,17 +88,17 @@ def check_base(run: Finished, opened: Opened) -> None:
     found, expected = Base(opened.base.name, opened.base.tokenizer, adapter=start).hash(), run.summary["base_hash"]
     if found != expected:
         raise RequestError(
-            f"base={opened.base.name} has other weights than the run stood on: {found[:12]}, not {expected[:12]}"
+            f"base={opened.base.name} has other weights than the run stood on: {found[:12]}, not {str(expected)[:12]}"
             "\nbase=FOLDER names the right one"
         )
 
 
 def started_from(run: Finished) -> str | None:
     """The adapter that the run continued, if it did."""
-    model = run.config["model"]
     if not run.adapted:
         return None
-    start, name = model["adapter"]["start"], model["name"]
+    model = trained_settings(run).model
+    start, name = model.adapter.start, model.name
     if start is None and name and is_adapter(expanded(name)):
         start = name
     return expanded(start) if start else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from prefopt.errors import RequestError
 from prefopt.progress import say
 from prefopt.settings import TrainerSettings
 
@@ -42,7 +43,10 @@ def settle(trainer: TrainerSettings, before: str | None) -> str:
     if trainer.precision != "auto":
         return str(trainer.precision)
     if before is not None:
-        chosen = next(mode for mode in MODES if mode.name == before)
+        chosen = next((mode for mode in MODES if mode.name == before), None)
+        if chosen is None:
+            known = "; ".join(mode.name for mode in MODES)
+            raise RequestError(f"summary.json: precision must be what auto has chosen, {known}; got {before!r:.80}")
         say(f"trainer.precision=auto: {chosen.name}, as the run began")
     else:
         chosen = _chosen(trainer)

@@ -125,7 +125,7 @@ def _whole_start(asked: EvaluateSettings, run: Finished, rows: Rows) -> Base:
         start = plain_base(settings, origin)
         found, expected = start.hash(), run.summary["base_hash"]
         if found != expected:
-            raise RequestError(f"its weights were {expected[:12]} and are now {found[:12]}")
+            raise RequestError(f"its weights were {str(expected)[:12]} and are now {found[:12]}")
     except RequestError as error:
         raise RequestError(
             f"run={run.path}: what it started from is not there any more: {first_line(error)}"

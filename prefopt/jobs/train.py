@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from prefopt.callbacks.belonging import Belonging
 from prefopt.callbacks.checkpoints import Checkpoints
 from prefopt.callbacks.progress import Progress
 from prefopt.callbacks.selfcheck import SelfCheck
@@ -38,7 +39,7 @@ from prefopt.models.reward import savable_as_classifier, save_classifier
 from prefopt.module import PreferenceModule
 from prefopt.progress import is_main_process, say
 from prefopt.reports.terminal import print_summary
-from prefopt.run import RunFolder, comparable_hash, peak_memory_bytes
+from prefopt.run import RunFolder, comparable_hash, config_hash, peak_memory_bytes
 from prefopt.schedules import steps_of
 
 
@@ -117,13 +118,15 @@ def _run(request: Request, run: RunFolder) -> bool:
     guards = build_guards(request, parts, run)
     moving = [*build_memory(request, parts, module, clock), *build_sync(request, module)]
     callbacks = [*watching, *moving, *guards, checkpoints]
+    callbacks.append(own := Belonging(config_hash(run.config)))
     if settings.trainer.val_every:
         callbacks.append(Validation(run.path / "validation.jsonl", parts.dataset.val))
     trainer = build_trainer(request, run.path, parts.plan, callbacks)
     if trainer.world_size != settings.trainer.devices:  # a launcher's variables, taken for this run's
         raise RequestError(f"trainer.devices={settings.trainer.devices}, but there are {trainer.world_size} processes")
     torch.manual_seed(settings.seed)
-    trainer.fit(module, datamodule=build_data(request, parts), ckpt_path=resume, weights_only=True)
+    with own.taken(resume):
+        trainer.fit(module, datamodule=build_data(request, parts), ckpt_path=resume, weights_only=True)
     stopped = any(guard.ends for guard in guards)
     for guard in guards:
         guard.go_back(module)

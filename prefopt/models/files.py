@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from prefopt.errors import RequestError, nearest
-from prefopt.files import read_json
+from prefopt.files import check_can_be_named, read_json
 
 if TYPE_CHECKING:  # requests are checked before torch is loaded
     from torch import Tensor
@@ -36,8 +36,8 @@ def is_adapter(name: str) -> bool:
 
 
 def is_classifier(name: str, key: str) -> bool:
-    architectures = (stored_json(name, "config.json", key) or {}).get("architectures") or [""]
-    return str(architectures[0]).endswith("ForSequenceClassification")
+    named = (stored_json(name, "config.json", key) or {}).get("architectures")
+    return isinstance(named, list) and str(*named[:1]).endswith("ForSequenceClassification")
 
 
 def stored_json(name: str, file: str, key: str) -> dict[str, Any] | None:
@@ -68,6 +68,7 @@ def find(name: str, file: str) -> str | None:
 def check_folder(name: str, key: str) -> None:
     """Refuse, with what was probably meant, a path that holds no model."""
     path = Path(name)
+    check_can_be_named(path, f"{key}={name}")
     if not path.is_dir():
         _check_missing(path, name, key)
         return

@@ -41,7 +41,7 @@ class RolloutPlan(Plan):
         turn, index = divmod(rest, self.steps_per_pass)
         order = list(range(self.prompts))
         if turn:
-            draw = torch.Generator().manual_seed((self.seed * 1_000_003 + collection) * 1_000_003 + turn)
+            draw = torch.Generator().manual_seed(((self.seed * 1_000_003 + collection) * 1_000_003 + turn) % 2**64)
             order = torch.randperm(self.prompts, generator=draw).tolist()
         return collection, order[index * self.batch_size : (index + 1) * self.batch_size]
 

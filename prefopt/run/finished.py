@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RequestError, nearest
-from prefopt.files import read_json
+from prefopt.files import at_home, check_can_be_named
 from prefopt.models.files import is_classifier
-from prefopt.run.folder import ENDED
+from prefopt.run.folder import ENDED, KEYS
+from prefopt.run.held import held_config, held_summary
+
+NEEDED = ("model", "data", "trainer", "evaluation", "loss")  # of every config.json, however old
 
 
 @dataclass(frozen=True)
@@ -40,28 +43,34 @@ class Finished:
         """What it can be exported as, the default first."""
         if self.adapted:
             return "merged", "adapter"
-        return ("merged",) if self.config["model"]["adapter"] else ("full",)
+        return ("merged",) if self.config["model"].get("adapter") else ("full",)
 
 
 def finished_run(folder: str, key: str = "run") -> Finished:
     """RequestError, with what was probably meant, where there is no run that has ended well."""
-    path = Path(folder).expanduser()
+    path = _place(folder, key)
     if not (path / "summary.json").is_file() or not (path / "config.json").is_file():
         raise RequestError(f"{key}={folder}: no run there: no summary.json{_meant(path)}")
-    config, summary = (read_json(path / name, f"{key}={folder}") for name in ("config.json", "summary.json"))
-    run = Finished(path, config, summary, key)
+    named = f"{key}={folder}"
+    config, summary = held_config(path / "config.json", named), held_summary(path / "summary.json", named)
+    run = Finished(path, config, {**dict.fromkeys(KEYS), **summary}, key)
     status = run.summary.get("status")
     if status not in ENDED:
         way_out = "" if status == "failed" else "; the command that began it continues it"
         raise RequestError(f"{key}={folder}: this run is {status}, not finished{way_out}")
     if not run.model.is_dir():
         raise RequestError(f"{key}={folder}: its folder model/ is missing")
+    missing = next((name for name in NEEDED if name not in config), None)
+    if missing:
+        raise RequestError(f"{named}: its config.json has no {missing}, so it is none of a run")
+    if run.adapted and not config["model"].get("adapter"):
+        raise RequestError(f"{key}={folder}: its model/ is an adapter, and by its config.json it trained none")
     return run
 
 
 def run_of_model(name: str, key: str) -> Finished | None:
     """The run whose model/ a name is: what it saved reads text as the run did. None where it is no run's."""
-    path = Path(name).expanduser().absolute()
+    path = _place(name, key).absolute()
     held = path.name == "model" and (path.parent / "summary.json").is_file()
     return finished_run(str(path.parent), key) if held else None
 
@@ -69,13 +78,19 @@ def run_of_model(name: str, key: str) -> Finished | None:
 def judging_run(name: str, key: str = "reward.name") -> Finished | None:
     """The run that trained a reward model, by its folder or its model/; None where the name is no run's, but perhaps
     another model's."""
-    is_run = (Path(name).expanduser() / "summary.json").is_file()
+    is_run = (_place(name, key) / "summary.json").is_file()
     run = finished_run(name, key) if is_run else run_of_model(name, key)
     if run is None:
         return None
     if not run.judges:
         raise RequestError(f"{key}={name}: this run trained loss={run.summary['loss']}, no reward model")
     return run
+
+
+def _place(name: str, key: str) -> Path:
+    path = at_home(name, key)
+    check_can_be_named(path, f"{key}={name}")
+    return path
 
 
 def _meant(path: Path) -> str:

@@ -22,10 +22,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefopt.errors import RequestError
-from prefopt.files import check_can_be_made, read_json, replacing, write_json
+from prefopt.files import at_home, check_can_be_made, read_json, replacing, write_json
 from prefopt.progress import say
+from prefopt.run.held import SCHEMA, held_summary
 
-SCHEMA = 1
 ENDED = ("finished", "stopped")  # the states of a run that nothing is missing from
 PACKAGES = ("prefopt", "torch", "lightning", "transformers", "peft", "tokenizers", "hydra-core", "numpy")
 PLACES = ("run_dir", "cache_dir", "debug")  # where a run lies, not what it is
@@ -123,7 +123,8 @@ class RunFolder:
         if held.is_file():
             _check_held(self.path, self.config)
             if (self.path / "summary.json").is_file():
-                self.summary.update(_held_json(self.path, "summary.json"))
+                file, named = self.path / "summary.json", f"run_dir={self.path}"
+                self.summary.update(held_summary(file, named, "\nname a new run_dir"))
         self._begun_here = not held.is_file()
         if self.summary["schema"] is None:  # new, or killed before its first summary was whole
             self._begin(held)
@@ -156,7 +157,7 @@ def without_places(plain: dict[str, Any]) -> dict[str, Any]:
 
 def check_run_folder(path: str | None, plain: dict[str, Any]) -> None:
     """Refuse, before anything heavy is loaded, a folder that cannot hold this run. Nothing is touched."""
-    folder = Path(path).expanduser() if path else Path("runs").absolute()
+    folder = at_home(path, "run_dir") if path else Path("runs").absolute()
     check_can_be_made(folder, "run_dir")
     if path:
         _check_held(folder, without_places(plain))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefopt.settings.checks import DTYPES, one_of, require
+from prefopt.settings.checks import DTYPES, one_of, require, require_seed
 from prefopt.settings.training import DataSettings
 
 FORMS = ("adapter", "merged", "full")
@@ -80,6 +80,7 @@ class SampleSettings:
     def __post_init__(self) -> None:
         check_named(self.run, self.model, self.base)
         one_of(self.device, "device", DEVICES)
+        require_seed("seed", self.seed)
         both = bool(self.prompts) == bool(self.out)
         require(both, "prompts and out", "given together (a file is answered) or not at all (a chat)", self._files())
         for name in ("n", "max_new_tokens", "batch_size"):
@@ -136,6 +137,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         check_named(self.run, self.model, self.base)
         one_of(self.device, "device", DEVICES)
+        require_seed("seed", self.seed)
         data = self.data
         given = data is not None or bool(self.run)
         require(given, "data", "given with model.name, e.g. data=jsonl data.test=pairs.jsonl", data)

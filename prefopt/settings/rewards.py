@@ -92,7 +92,7 @@ class RewardSettings:
         self._only("function", rule == "function", "package.module:name", "rule=function")
         try:
             re.compile(self.pattern or "")
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise RequestError(f"reward.pattern={self.pattern!r}: not a regular expression: {error}") from error
         well_formed = self.function is None or FUNCTION.fullmatch(self.function)
         require(bool(well_formed), "reward.function", "package.module:name", self.function)

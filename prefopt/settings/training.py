@@ -5,11 +5,12 @@ No defaults here: they stand in conf/, once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import RequestError
-from prefopt.settings.checks import DTYPES, one_of, require
+from prefopt.settings.checks import DTYPES, one_of, require, require_seed
 from prefopt.settings.guards import GuardsSettings
 from prefopt.settings.rewards import RewardSettings
 
@@ -76,6 +77,10 @@ class TinySettings:
     fit_lr: float
 
     def __post_init__(self) -> None:
+        require_seed("model.tiny.seed", self.seed)
+        for name in ("hidden_size", "layers", "heads", "fit_tokens", "fit_epochs", "fit_steps"):
+            require(getattr(self, name) >= 1, f"model.tiny.{name}", "at least 1", getattr(self, name))
+        require(0 < self.fit_lr < math.inf, "model.tiny.fit_lr", "a number above 0", self.fit_lr)
         require(self.hidden_size % self.heads == 0, "model.tiny.heads", "a divisor of hidden_size", self.heads)
         require(
             self.vocab_size >= 300, "model.tiny.vocab_size", "at least 300 (every byte is a token)", self.vocab_size
@@ -180,6 +185,7 @@ class DataSettings:
         require(micro is None or micro <= self.batch_size, "data.micro_batch_size", most, micro)
         require(self.max_length >= 2, "data.max_length", "at least 2", self.max_length)
         require(0 < self.held_out < 1, "data.held_out", "in (0, 1)", self.held_out)
+        require_seed("data.seed", self.seed)
         one_of(self.on_leak, "data.on_leak", ("warn", "drop", "error"))
         one_of(self.soft, "data.soft", ("weight", "target"))
         one_of(self.prompts, "data.prompts", ("auto", "chat", "text"))
@@ -229,7 +235,7 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         require(self.max_steps is None or self.max_steps >= 1, "trainer.max_steps", "at least 1", self.max_steps)
-        require(self.max_epochs > 0, "trainer.max_epochs", "above 0", self.max_epochs)
+        require(0 < self.max_epochs < math.inf, "trainer.max_epochs", "a number above 0", self.max_epochs)
         require(self.devices >= 1, "trainer.devices", "at least 1", self.devices)
         one_of(self.accelerator, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
         one_of(str(self.precision), "trainer.precision", PRECISIONS)
@@ -239,7 +245,7 @@ class TrainerSettings:
         for name in ("checkpoint_every", "val_every"):
             value = getattr(self, name)
             wanted = "above 0: under 1 a fraction of the run, from 1 on optimiser steps"
-            require(value is None or value > 0, f"trainer.{name}", wanted, value)
+            require(value is None or 0 < value < math.inf, f"trainer.{name}", wanted, value)
 
 
 @dataclass(kw_only=True)
@@ -271,6 +277,9 @@ class Settings:
     run_dir: str | None
     cache_dir: str
     debug: bool
+
+    def __post_init__(self) -> None:
+        require_seed("seed", self.seed)
 
     @property
     def weights_dtype(self) -> str:

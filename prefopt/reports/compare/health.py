@@ -131,7 +131,8 @@ def _mean(setting: Setting, section: str, name: str) -> float | None:
 
 
 def _rate(config: dict) -> float | None:
-    return (config.get("optimizer") or {}).get("lr")
+    rate = (config.get("optimizer") or {}).get("lr")
+    return rate if isinstance(rate, (int, float)) else None
 
 
 def _some(said: list[str], setting: Setting) -> str:

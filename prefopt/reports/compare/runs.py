@@ -16,14 +16,17 @@ from pyarrow import csv as arrow_csv
 from pyarrow import json as arrow_json
 
 from prefopt.errors import RequestError, first_line, nearest
-from prefopt.files import read_json
+from prefopt.files import at_home, check_can_be_named
 from prefopt.run import ENDED
+from prefopt.run.held import LARGEST, held_config, held_summary
 
 NUMBERS = ("reward", "logp", "ref_logp")
 ROWS = pa.schema(
     [("row", pa.string()), ("chosen", pa.bool_()), ("slice", pa.string()), *((n, pa.float64()) for n in NUMBERS)]
 )
 CURVES = ("step", "loss", "accuracy", "chosen_logp_delta", "rejected_logp_delta", "grad_norm")
+
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)  # text that is not UTF-8, a column that stands twice
 
 Columns = dict[str, np.ndarray]
 
@@ -80,9 +83,9 @@ class Run:
         options = arrow_json.ParseOptions(explicit_schema=ROWS, unexpected_field_behavior="ignore")
         try:
             table = arrow_json.read_json(file, parse_options=options)
-        except (pa.ArrowInvalid, OSError) as error:
+            return {name: table.column(name).to_numpy() for name in ROWS.names}
+        except UNREADABLE as error:
             raise RequestError(f"{self.path}: its {self.rows_file} cannot be read: {first_line(error)}") from error
-        return {name: table.column(name).to_numpy() for name in ROWS.names}
 
     @cached_property
     def pairs(self) -> Pairs | None:
@@ -100,9 +103,9 @@ class Run:
         )
         try:
             table = arrow_csv.read_csv(file, convert_options=types)
-        except (pa.ArrowInvalid, OSError) as error:
+            return {name: table.column(name).to_numpy() for name in CURVES}
+        except UNREADABLE as error:
             raise RequestError(f"{self.path}: its metrics.csv cannot be read: {first_line(error)}") from error
-        return {name: table.column(name).to_numpy() for name in CURVES}
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
@@ -111,9 +114,12 @@ class Run:
         if not file.is_file():
             return []
         try:
-            return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
+            found = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError, RecursionError) as error:
             raise RequestError(f"{self.path}: its samples.jsonl cannot be read: {first_line(error)}") from error
+        if wrong := next((number for number, row in enumerate(found, 1) if not _is_sample(row)), None):
+            raise RequestError(f"{self.path}: its samples.jsonl: row {wrong} holds no answers as a run writes them")
+        return found
 
     @cached_property
     def gold(self) -> Worth | None:
@@ -165,16 +171,17 @@ def _read(path: Path) -> tuple[Run | None, str]:
     """A run, or why it is left out."""
     if not (path / "summary.json").is_file():
         return None, "interrupted before its first summary"
-    summary = read_json(path / "summary.json", str(path))
+    summary = held_summary(path / "summary.json", str(path))
     if summary.get("status") not in ENDED:
         return None, f"{summary.get('status')}, not finished"
-    config = read_json(path / "config.json", str(path)) if (path / "config.json").is_file() else {}
+    config = held_config(path / "config.json", str(path)) if (path / "config.json").is_file() else {}
     return Run(path, config, summary), ""
 
 
 def _below(folder: Path) -> Iterable[Path]:
     """The run folders in a folder, itself included."""
-    folder = folder.expanduser()
+    folder = at_home(folder, "DIR")
+    check_can_be_named(folder, str(folder))
     if not folder.is_dir():
         beside = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise RequestError(f"{folder}: no such folder{nearest(folder.name, beside)}")
@@ -187,6 +194,26 @@ def _below(folder: Path) -> Iterable[Path]:
     if not found:
         raise RequestError(f"{folder}: no run there: no summary.json in it or below")
     return found
+
+
+def _is_sample(row: Any) -> bool:
+    """Whether a row of samples.jsonl holds lists of answers, and as many numbers as answers where it says their
+    worth."""
+    if not isinstance(row, dict):
+        return False
+    own, base = (row.get(key) or [] for key in ("sampled", "base_sampled"))
+    if not all(isinstance(side, list) and all(isinstance(text, str) for text in side) for side in (own, base)):
+        return False
+    if base and len(base) != len(own):
+        return False
+    return all(_are_worth(row.get(key), side) for key, side in (("gold", own), ("base_gold", base)))
+
+
+def _are_worth(values: Any, answers: list[str]) -> bool:
+    if not values:
+        return True
+    numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and abs(v) <= LARGEST for v in values)
+    return numbers and len(values) == len(answers)
 
 
 def _pairs(rows: Columns) -> Pairs | None:

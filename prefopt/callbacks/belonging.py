@@ -1,0 +1,51 @@
+"""Whose a checkpoint is: the weights of another run fit, too, and would go on as this one's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from prefopt.errors import RequestError, first_line
+
+# What of a checkpoint must be there: Lightning begins anew with what is missing, without a word.
+PARTS = {"state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
+
+
+class Belonging(L.Callback):
+    """Writes into every checkpoint the hash of the request that it answers, and refuses one of another request."""
+
+    def __init__(self, request: str) -> None:
+        self.request, self._begun = request, False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"request": self.request}
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._begun = True
+
+    @contextmanager
+    def taken(self, checkpoint: Path | None) -> Iterator[None]:
+        """RequestError where training cannot begin with what the checkpoint holds. None: there is none."""
+        try:
+            if checkpoint is not None and checkpoint.is_file():  # a strategy may save a folder, in a form of its own
+                self._check(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
+            yield
+        except (RequestError, OSError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if checkpoint is None or self._begun:
+                raise
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise RequestError(f"{checkpoint} cannot be gone on from: {why}\ndelete it to begin anew") from error
+
+    def _check(self, held: Any) -> None:
+        for name, kind in PARTS.items():
+            if not isinstance(held, dict) or not isinstance(held.get(name), kind) or not held[name]:
+                raise ValueError(f"it holds no {name}")
+        if (held["callbacks"].get(self.state_key) or {}).get("request") != self.request:
+            raise ValueError("it is another run's")
