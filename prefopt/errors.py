@@ -38,15 +38,6 @@ def check_text(arguments: Iterable[str]) -> None:
             raise RequestError(f"{argument!a:.200}: not UTF-8 text; a file of such a name needs another") from None
 
 
-def check_text(arguments: Iterable[str]) -> None:
-    """What is asked is kept as JSON, which has no place for bytes that are no text."""
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            raise RequestError(f"{argument!a:.200}: not UTF-8 text; a file of such a name needs another") from None
-
-
 def refuse(message: str) -> int:
     """One or two lines on stderr, and the exit code of a wrong request."""
     print("\n".join(map(plain, message.strip().splitlines()[:2])), file=sys.stderr)

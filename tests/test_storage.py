@@ -13,9 +13,8 @@ import torch
 
 from prefopt.callbacks.steps import rows_until
 from prefopt.callbacks.storage import Storage
-from prefopt.callbacks.validation import _lines
 from prefopt.errors import RequestError
-from prefopt.files import replacing, replacing_folder
+from prefopt.files import replacing, replacing_folder, stepped_lines
 from prefopt.module import _restore_rng, _rng_state
 from prefopt.objectives import create
 from prefopt.run import RunFolder, check_run_folder
@@ -181,7 +180,7 @@ def test_rows_are_cut_back_to_a_step():
 def test_looks_that_cannot_be_read_are_left_out(tmp_path):
     path = tmp_path / "validation.jsonl"
     path.write_bytes(b'{"step": 2}\n{"step": 3, "lo{"step": 4}\n[1]\n\xff\n{"step": 6}\n{"step": 8, "lo')
-    assert _lines(path) == [{"step": 2}, {"step": 6}]
+    assert stepped_lines(path) == [{"step": 2}, {"step": 6}]
 
 
 def test_random_numbers_go_on_where_they_were(tmp_path):
