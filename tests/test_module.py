@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -263,6 +264,7 @@ def test_schedules_by_hand():
 
 def test_a_checkpoint_of_something_else_is_refused():
     module = toy_module(create("dpo"))
+    module._trainer = SimpleNamespace(world_size=1, global_rank=0)
     module.policy.model.model.embed_tokens.requires_grad_(False)
     checkpoint = {"state_dict": dict(module.state_dict()), "rng": {}}
     module.on_save_checkpoint(checkpoint)

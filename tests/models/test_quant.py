@@ -132,7 +132,7 @@ def test_one_base_has_one_hash(base, four, tmp_path):
 
 def test_refused_before_weights_load(base, monkeypatch):
     with pytest.raises(RequestError, match=r"model.quant must be null without an adapter: 4-bit weights do not train"):
-        compose_request(["model=hf_4bit", "model.name=x", "model.adapter=null"])
+        compose_request(["model=hf_4bit", f"model.name={base}", "model.adapter=null"])
     with pytest.raises(RequestError, match=r"model.quant.kind must be one of nf4, fp4; got 'nf5'; did you mean 'nf4'"):
         compose_request(["model=tiny_4bit", "model.quant.kind=nf5"])
     made = settings("hf_4bit", base)

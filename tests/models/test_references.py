@@ -181,7 +181,7 @@ def test_another_model(base, tmp_path, option):
 def test_no_reference(base):
     with pytest.raises(RequestError, match=r"model.reference=none, but this loss is held against a reference"):
         parts(base, "model.reference=none")
-    made = settings("hf", base, "model.reference=none")
+    made = settings("hf", base, "model.reference=none", "loss=sft")
     start = with_settings(load_base(base, "float32"), made)
     reference, against = build_references(made, start, build_policy(start, None, LM, 0), needed=False)
     assert reference is None

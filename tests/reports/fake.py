@@ -43,6 +43,8 @@ def write_run(
         "data": {"batch_size": 16, "batch_tokens": None, "max_length": 64, "micro_batch_size": None},
         "evaluation": {"batch_size": 64, "prompts": 2, "temperature": 1.0},
         "optimizer": {"lr": 0.001},
+        "model": {"name": "tiny", "adapter": None},
+        "trainer": {"devices": 1},
         **(config or {}),
     }
     held_summary = {
