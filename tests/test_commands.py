@@ -134,7 +134,9 @@ def test_every_config_composes_and_builds(group, option, tmp_path, monkeypatch):
     if option.startswith("hf"):
         overrides.append("model.name=model")
     if option == "deepspeed" and not torch.cuda.is_available():
-        with pytest.raises(RequestError, match="strategy=deepspeed runs on NVIDIA GPUs only; take strategy=fsdp or ddp"):
+        with pytest.raises(
+            RequestError, match="strategy=deepspeed runs on NVIDIA GPUs only; take strategy=fsdp or ddp"
+        ):
             compose_request(overrides)
         return
     name = compose_request(overrides).objective.name

@@ -132,7 +132,7 @@ FOREIGN = {  # what was done to it, which run, who is asked, with which words, w
     ),
     "pickled adapter": (pickled("adapter_model"), "lora", ("evaluate",), [], SAFE),
     "pickled adapter, base named": (pickled("adapter_model"), "lora", ("export",), ["base=BASE"], SAFE),
-    "adapter in a model": (both_at_once, "full", ("export",), [], "is an adapter, and by its config.json it trained none"),
+    "adapter in a model": (both_at_once, "full", ("export",), [], "an adapter, and by its config.json it trained none"),
     "interpolation": (
         looks_up,
         "full",

@@ -37,14 +37,13 @@ SETTINGS = [
     mistake("model.tiny.fit_lr=nan", "model.tiny.fit_lr must be a number above 0; got nan"),
     mistake("trainer.max_epochs=inf", "trainer.max_epochs must be a number above 0; got inf"),
     mistake("trainer.checkpoint_every=inf", "trainer.checkpoint_every must be above 0"),
-    mistake("optimizer.betas=[0.9]", "optimizer or schedule: tuple index out of range"),
+    mistake("optimizer.betas=[0.9]", "optimizer or schedule: list index out of range"),
     mistake("optimizer._partial_=5", "optimizer: Instantiation: _partial_ flag must be a bool"),
-    mistake("loss=dpo preset=[dpo_halos,dpo_tulu]", "is not for loss=dpo"),
 ]
 PLACES = [
-    mistake("run_dir=~nobody-here/a", "run_dir=~nobody-here/a: no home folder of that name"),
-    mistake("cache_dir=~nobody-here/a", "cache_dir=~nobody-here/a: no home folder of that name"),
-    mistake("data=jsonl data.train=~nobody-here/a.jsonl", "data.train=~nobody-here/a.jsonl: no home folder"),
+    mistake("run_dir='~nobody-here/a'", "run_dir=~nobody-here/a: no home folder of that name"),
+    mistake("cache_dir='~nobody-here/a'", "cache_dir=~nobody-here/a: no home folder of that name"),
+    mistake("data=jsonl data.train='~nobody-here/a.jsonl'", "data.train=~nobody-here/a.jsonl: no home folder"),
     mistake(f"data=jsonl data.train={LONG}.jsonl", ": File name too long"),
     mistake(f"model=hf model.name={LONG}", ": File name too long"),
     mistake(f"cache_dir={LONG}", ": File name too long"),
