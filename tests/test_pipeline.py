@@ -77,6 +77,7 @@ def test_every_stage_goes_on_from_the_last_and_runs_once(tmp_path, cache_dir, mo
     assert {file: file.stat().st_mtime_ns for file in folder.glob("*/*")} == before
 
 
+@pytest.mark.long
 def test_what_fails_ends_it(tmp_path, cache_dir):
     """With its exit code; the stages after it do not begin."""
     done = run(tmp_path / "p", cache_dir, "pipeline.sft.optimizer.lr=1e38", "trainer.clip=null", pipeline="online_dpo")

@@ -35,7 +35,7 @@ from tests.toy import keep_rmsnorm_exact, toy_examples, toy_model, toy_module, t
 
 ROWS, BATCH, STEPS = 9, 2, 5
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
-SOME = [("dpo", "float64"), ("kto", "float32")]
+SOME = [("kto", "float32")]
 OTHERS = [(name, kind) for name in OFFLINE for kind in ("float64", "float32", "lora")] + [("ppo", "critic")]
 
 

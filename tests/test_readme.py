@@ -96,7 +96,13 @@ def test_training_commands(desk, cache_dir, arguments, monkeypatch, capsys):
     assert "run folder" in said
 
 
-@pytest.mark.parametrize(("arguments", "jobs"), zip(SWEEPS, (8, 63, 1), strict=True))
+@pytest.mark.parametrize(
+    ("arguments", "jobs"),
+    [
+        pytest.param(*asked, marks=[pytest.mark.long] if asked[1] > 8 else [])
+        for asked in zip(SWEEPS, (8, 63, 1), strict=True)
+    ],
+)
 def test_sweeps(arguments, jobs, cache_dir, tmp_path, monkeypatch):
     """What they ask for is sound, every run of it; tests/test_sweep.py runs some."""
     asked = []

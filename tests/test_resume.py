@@ -140,6 +140,7 @@ def test_a_look_that_was_killed_is_looked_again(small, tmp_path, monkeypatch):
         assert read(run)[1:] == read(whole)[1:]
 
 
+@pytest.mark.long
 def test_asked_to_end(cache_dir, tmp_path):
     """SIGTERM saves and exits 130; the same command continues; a finished run is left alone."""
     train("dpo", tmp_path / "whole", cache_dir)

@@ -74,6 +74,7 @@ def test_every_job_runs_once_whatever_the_environment(model, tmp_path):
     assert before == after
 
 
+@pytest.mark.long
 def test_what_fails_is_shown_and_the_others_go_on(model, tmp_path):
     done = sweep(tmp_path, model, "optimizer.lr=1e38,0.001", "trainer.clip=null", "loss=sft")
     assert done.returncode == FAILED
