@@ -22,11 +22,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from prefopt.errors import WRONG
-from prefopt.run import RunFolder
 
 CASES = int(os.environ.get("PREFOPT_FUZZ", "130"))
 SECONDS = 3.0  # of CPU, for a refusal; torch is loaded already
-MENDED = hasattr(RunFolder, "resume_from")  # the first sound checkpoint is taken, whatever lies beside it
 PROGRESS = (
     *("data.train: ", "data.val: ", "data.prompts: ", "examples: ", "warning: ", "controlled world: ", "reference: "),
     *("evaluation compares ", "resuming ", "trainer.precision=auto: ", "test rows: ", "held against ", "interrupted; "),

@@ -1,7 +1,4 @@
-"""Checkpoints that were cut, overwritten or exchanged: the run ends as the uninterrupted one, or refuses in two lines.
-
-`mended` marks what only a run can pass that looks for the first sound one among its checkpoints.
-"""
+"""Checkpoints that were cut, overwritten or exchanged: the run ends as an uninterrupted one, or is refused."""
 
 from __future__ import annotations
 
@@ -24,12 +21,11 @@ from prefopt.config import command
 from prefopt.errors import INTERRUPTED, OK, WRONG
 from prefopt.module import PreferenceModule
 from prefopt.train import task
-from tests.fuzz.asking import MENDED, answered, ask, case, damaged, fuzzed, whole_run
+from tests.fuzz.asking import answered, ask, case, damaged, fuzzed, whole_run
 from tests.models.saved import pairs_file, saved_model
 from tests.test_resume import DIFFERS, TIMES
 
 pytestmark = pytest.mark.long
-mended = pytest.mark.skipif(not MENDED, reason="RunFolder.resume_from is not there yet")
 STEPS, KILLED = 4, 3
 SMALL = (f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=1", "data.batch_size=8", "trainer.accelerator=cpu")
 SMALL += ("evaluation.prompts=1", "evaluation.samples_per_prompt=1", "evaluation.max_new_tokens=1", "optimizer.lr=0.05")
@@ -185,7 +181,6 @@ def test_what_is_pickled_is_not_called(killed: dict[str, Killed], place: str):
         assert not (here / "evil").exists()
 
 
-@mended
 @fuzzed
 @given(kind=st.sampled_from(tuple(KINDS)), both=st.integers(0, 3), data=st.data())
 def test_damage(killed: dict[str, Killed], kind: str, both: int, data: st.DataObject):
