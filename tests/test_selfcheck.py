@@ -151,3 +151,6 @@ def test_in_low_precision_the_mean_counts():
         with pytest.raises(RequestError, match=r"a and b differ by 0.[23]") as error:
             _close(module, "a and b", zero, found, "try this")
         assert str(error.value).splitlines()[1] == "try this"
+    four_bit = sft(policy=Policy(toy_model()))
+    four_bit.policy.causal.lm_head.compute_dtype = torch.bfloat16  # as bitsandbytes' layers have it
+    _close(four_bit, "a and b", zero, one)

@@ -86,7 +86,8 @@ def main(folder: Path, loss: str, steps: int, threads: int, report: Path, more: 
 
     with tempfile.TemporaryDirectory() as place:
         run = Path(place, "run")
-        sys.argv = ["prefopt.train", f"loss={loss}", "model=hf", f"model.name={folder / 'model'}", "data=jsonl"]
+        model = [] if any(override.startswith("model=") for override in more) else ["model=hf"]
+        sys.argv = ["prefopt.train", f"loss={loss}", *model, f"model.name={folder / 'model'}", "data=jsonl"]
         sys.argv += [f"data.train={folder / 'pairs.jsonl'}", f"data.val={folder / 'held-out.jsonl'}"]
         sys.argv += [f"data.test={folder / 'held-out-2.jsonl'}", "data.prompts=text", "data.max_length=512"]
         sys.argv += ["data.batch_size=8", f"trainer.max_steps={steps}", "trainer.checkpoint_every=null"]

@@ -18,7 +18,7 @@ from prefopt.models.sharding import whole, whole_tensor
 from prefopt.module import PreferenceModule
 from prefopt.records import Batch, Scores, at_least_float32
 
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # nats per token, by the weights' type
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # nats per token, by the type of the products
 LOW = 0.1  # nats, of lower precisions
 
 
@@ -106,8 +106,9 @@ def _starts_at_reference(module: PreferenceModule, scores: Scores) -> None:
 def _close(module: PreferenceModule, what: str, a: Tensor, b: Tensor, hint: str = "") -> None:
     """In low precision the mean counts: one token may be off by what rounds differently in another batch."""
     gaps = (a - b).abs()
-    low = torch.is_autocast_enabled(a.device.type) or module.policy.causal.dtype not in TOLERANCE
-    gap, allowed = (gaps.mean(), LOW) if low else (gaps.max(), TOLERANCE[module.policy.causal.dtype])
+    precision = module.policy.precision
+    low = torch.is_autocast_enabled(a.device.type) or precision not in TOLERANCE
+    gap, allowed = (gaps.mean(), LOW) if low else (gaps.max(), TOLERANCE[precision])
     if not gap <= allowed:
         how = "on average over the tokens" if low else "on a token"
         said = f"before the first step {what} differ by {float(gap):.3g} nats {how}, at most {allowed:g} is right"

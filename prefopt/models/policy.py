@@ -74,6 +74,13 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The lowest that its products are done in outside autocast: its weights', or what 4-bit layers round to."""
+        rounded = (getattr(module, "compute_dtype", None) for module in self.causal.modules())
+        types = {self.causal.dtype, *(dtype for dtype in rounded if isinstance(dtype, torch.dtype))}
+        return max(types, key=lambda dtype: torch.finfo(dtype).eps)
+
     def hidden_states(
         self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache | None = None, **attention: Any
     ) -> Tensor:

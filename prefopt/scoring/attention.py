@@ -63,9 +63,20 @@ def attend(
     if dropout or softcap is not None or s_aux is not None or value.shape[-1] != query.shape[-1]:
         raise Unsupported("its attention has dropout, a soft cap, sinks or values of another size")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key = query.to(value.dtype), key.to(value.dtype)
+    kind = query.device.type
+    # Autocast casts what it knows, and knows nothing of this; 4-bit layers hand over float32 inside it.
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    with torch.autocast(kind, enabled=False):
+        return _attended(query.to(dtype), key.to(dtype), value.to(dtype), scale, forest), None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float, forest: Forest) -> Tensor:
+    """As `attend`, all of one type."""
     if query.device.type != "cpu":
-        return _flex(query, key, value, scale, forest).transpose(1, 2), None
+        return _flex(query, key, value, scale, forest).transpose(1, 2)
     cut = next((tree.start for tree in forest.trees if tree.size > DENSE), len(forest))
     small = tuple(tree for tree in forest.trees if tree.start < cut)
     large = tuple(Tree(t.start - cut, t.prompt, t.branches) for t in forest.trees if t.start >= cut)
@@ -79,10 +90,7 @@ def attend(
         rest = (t[:, :, cut:] for t in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)))
         parts.append(_Merged.apply(*rest, scale, large)[0])
     out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    return out.transpose(0, 1)[None], None
-
-
-AttentionInterface.register(NAME, attend)
+    return out.transpose(0, 1)[None]
 
 
 class _Dense(torch.autograd.Function):

@@ -87,7 +87,7 @@ def _tried(policy: Policy) -> str:
     planted = plant(batch)
     (forest,) = planted.forests
     states = forest_states(policy, forest)
-    near = 1e-3 if states.dtype in (torch.float32, torch.float64) else 5e-2
+    near = 1e-3 if policy.precision in (torch.float32, torch.float64) else 5e-2
     if not _narrows(policy, forest, states, near):
         leave_whole(policy)
     sampled = SharedPrompts(policy, prompts, room=1)

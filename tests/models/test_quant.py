@@ -26,7 +26,7 @@ from prefopt.models.reward import dequantised
 from prefopt.module import PreferenceModule
 from prefopt.objectives import create
 from prefopt.schedules import constant
-from prefopt.scoring import generate, score
+from prefopt.scoring import generate, score, sharing
 from prefopt.settings import ModelSettings
 from tests.models.saved import saved_model, settings, tokenizer, trained
 from tests.scoring.test_score import batch
@@ -47,6 +47,18 @@ def four(base):
     pytest.importorskip("bitsandbytes")
     made = settings("hf_4bit", base, "model.quant.compute_dtype=float32")
     return made, with_settings(load_base(base, "float32"), made)
+
+
+@pytest.mark.parametrize(("named", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_its_precision_is_that_of_its_products(base, named, dtype):
+    """Float32 weights around 4-bit layers that round what they are given to bfloat16: no score is nearer than that, so
+    neither the trial of shared prompts nor the first step's check may ask for more."""
+    pytest.importorskip("bitsandbytes")
+    made = settings("hf_4bit", base, f"model.quant.compute_dtype={named}")
+    policy = build_policy(with_settings(load_base(base, "float32"), made), made.adapter, LM, seed=0)
+    assert policy.causal.dtype == torch.float32
+    assert policy.precision == dtype
+    assert sharing.why_not(policy) == ""
 
 
 def curve(base: Base, made: ModelSettings) -> torch.Tensor:
