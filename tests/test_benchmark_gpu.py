@@ -15,7 +15,6 @@ import torch
 from benchmarks import gpu
 from benchmarks.systems import bare, gpu_attention, gpu_floor, gpu_inputs, gpu_memory, gpu_ours
 from benchmarks.systems.gpu_common import SHAPES, Settings, write_steps
-from benchmarks.systems.gpu_varlen import seams
 from prefopt.objectives import create
 from prefopt.scoring import forest, logprobs
 from prefopt.scoring.forest import Tree
@@ -169,16 +168,6 @@ class TestSystems:
 
 class TestAttention:
     TREES = (Tree(0, 3, (2, 4, 1)), Tree(10, 2, (1,)), Tree(13, 4, ()), Tree(17, 1, (3, 2)))
-
-    def test_seams(self):
-        """By hand: whole first branches, then the others, 5 tokens under the first prompt and 2 under the last."""
-        cut = seams(self.TREES, "cpu")
-        assert cut.others.tolist() == [5, 6, 7, 8, 9, 21, 22]
-        assert cut.trunks.tolist() == [0, 1, 2, 17]
-        assert [part.tolist() for part in cut.own[:2]] == [[0, 5, 9, 10, 13, 17, 21, 23]] * 2
-        assert [part.tolist() for part in cut.seen[:2]] == [[0, 5, 7], [0, 3, 4]]
-        assert cut.own[2:] == (5, 5)
-        assert cut.seen[2:] == (5, 3)
 
     @pytest.mark.parametrize("trees", [TREES, TREES[1:3]], ids=["branches", "single rows"])
     def test_merged_is_the_textbook(self, trees):

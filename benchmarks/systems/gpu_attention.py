@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from benchmarks.systems.gpu_common import Settings, answer, hardware, read_steps, seconds
 from benchmarks.systems.gpu_floor import pairs_seen
-from benchmarks.systems.gpu_varlen import MergedVarlen, seams
+from benchmarks.systems.gpu_varlen import without_kernels
 from prefopt.errors import first_line
 from prefopt.records import Batch
-from prefopt.scoring.attention import attend, block_mask
+from prefopt.scoring.attention import FLEX_OPTIONS, attend, block_mask
 from prefopt.scoring.forest import Forest, plant
+from prefopt.scoring.varlen import seams, varlen
 
 # Prompts and the completions after each, in tokens; beside them stands the first step of the pairs.
 Groups = list[tuple[int, tuple[int, ...]]]
@@ -59,15 +60,19 @@ def forests(settings: Settings, folder: Path, name: str) -> dict[str, Forest]:
 
 def ways(forest: Forest, scale: float, device: str) -> dict[str, Way]:
     """Masks and seams are made once, as they are for all layers of a forward pass."""
-    mask, cut = block_mask(replace(forest), torch.device(device)), seams(forest.trees, device)
-    flex = _flex(device)
+    mask, flex = block_mask(replace(forest), torch.device(device)), _flex(device)
     layer, own = nn.Module(), replace(forest)
+    if device == "cpu":
+        without_kernels()
 
     def by_flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return flex(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+        grouped = q.shape[1] != k.shape[1]
+        return flex(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped, kernel_options=FLEX_OPTIONS).transpose(
+            1, 2
+        )
 
     def by_varlen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return MergedVarlen.apply(*(t.transpose(1, 2)[0] for t in (q, k, v)), scale, cut)[None]
+        return varlen(q, k, v, scale, own)
 
     def by_prefopt(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(layer, q, k, v, None, scaling=scale, forest=own)[0]
@@ -157,7 +162,7 @@ def _preparing(forest: Forest, device: str) -> dict[str, float]:
     place = torch.device(device)
     return {
         "block mask": seconds(lambda: block_mask(replace(forest), place), device, REPEATS),
-        "seams": seconds(lambda: seams(forest.trees, device), device, REPEATS),
+        "seams": seconds(lambda: seams(forest.trees, place), device, REPEATS),
     }
 
 

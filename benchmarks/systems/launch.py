@@ -53,7 +53,8 @@ def launch(
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    environment["PYTHONPATH"] = str(BENCHMARKS.parent) if kind == "ours" else ""
+    paths = [str(BENCHMARKS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths) if kind == "ours" else ""
     done = subprocess.run(
         [*command, str(threads), str(report), *options], env=environment, capture_output=True, text=True, check=False
     )

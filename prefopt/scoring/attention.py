@@ -1,7 +1,8 @@
 """Attention inside a forest, for unmodified Hugging Face models: a token sees its prompt, and its own branch so far.
 
 On a CPU a small tree is dense blocks under its mask; a large one is flash attention, a branch at a time, its view of
-the prompt and of itself merged by their log-sum-exp. Elsewhere FlexAttention takes the whole forest.
+the prompt and of itself merged by their log-sum-exp. On a GPU the whole forest goes at once: in half precision to flash
+attention for rows of any lengths (`varlen`), else to FlexAttention.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 
+from prefopt.scoring import varlen
 from prefopt.scoring.forest import Forest, Tree
 
 NAME = "prefopt_forest"
 STRIP = 128  # rows of a block of scores: shorter ones leave more of the empty half out, in more and smaller products
 DENSE = 640  # a tree of more tokens goes to flash attention: its block would be read and written too often
+
+FLEX_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}  # its kernel for few queries does not take every forest
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -75,6 +79,8 @@ AttentionInterface.register(NAME, attend)
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float, forest: Forest) -> Tensor:
     """As `attend`, all of one type."""
+    if varlen.fits(query):
+        return varlen.varlen(query, key, value, scale, forest)
     if query.device.type != "cpu":
         return _flex(query, key, value, scale, forest).transpose(1, 2)
     cut = next((tree.start for tree in forest.trees if tree.size > DENSE), len(forest))
@@ -243,7 +249,8 @@ def tree_mask(prompt: int, branches: tuple[int, ...], dtype: torch.dtype) -> Ten
 def _flex(query: Tensor, key: Tensor, value: Tensor, scale: float, forest: Forest) -> Tensor:
     mask = block_mask(forest, query.device)
     call = _compiled_flex() if query.device.type == "cuda" else _flex_attention()
-    return call(query, key, value, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
+    grouped = query.shape[1] != key.shape[1]
+    return call(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped, kernel_options=FLEX_OPTIONS)
 
 
 def block_mask(forest: Forest, device: torch.device) -> Any:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from prefopt.records import Batch
+from prefopt.scoring.capacity import at_once
 
-ROOM = 4096  # tokens that go through the backbone at once; one tree that is longer goes alone
+ROOM = 4096  # tokens that go through the backbone at once on a CPU; one tree that is longer goes alone
 ROUND = 64  # a forest's tokens are a multiple: every new shape of a matrix costs the CPU library a kernel and memory
 
 
@@ -82,7 +83,8 @@ def plant(batch: Batch, together: bool = False) -> Planted:
 def planted_tokens(batch: Batch, together: bool = False) -> int:
     """Tokens of a batch's forests, filling included."""
     sizes = batch.prompt_lengths.index_add(0, batch.group, batch.completion_lengths).tolist()
-    return sum(-(-sum(sizes[g] for g in chosen) // ROUND) * ROUND for chosen in _packed(sizes, together))
+    room = _room(batch.group.device, together)
+    return sum(-(-sum(sizes[g] for g in chosen) // ROUND) * ROUND for chosen in _packed(sizes, room))
 
 
 def plant_prompts(prompts: list[Tensor]) -> Planted:
@@ -98,7 +100,7 @@ def _planted(
     sizes = [len(p) + sum(len(completions[r]) for r in of) for p, of in zip(prompts, rows, strict=True)]
     prompt_at, completion_at = [0] * len(prompts), [0] * len(completions)
     forests, offset = [], 0
-    for chosen in _packed(sizes, together):
+    for chosen in _packed(sizes, _room(device, together)):
         start, trees, ids, positions = 0, [], [], []
         for g in chosen:
             size, prompt_at[g] = len(prompts[g]), offset + start
@@ -123,11 +125,15 @@ def _planted(
     return Planted(forests, torch.tensor(prompt_at, device=device), torch.tensor(completion_at, device=device))
 
 
-def _packed(sizes: list[int], together: bool) -> list[list[int]]:
+def _room(device: torch.device, together: bool) -> float:
+    return math.inf if together else at_once(ROOM, device)
+
+
+def _packed(sizes: list[int], room: float) -> list[list[int]]:
     """Which trees share a forest: the smallest first, the next ones until the room is full."""
     order = sorted((g for g, size in enumerate(sizes) if size), key=lambda g: sizes[g])
     found: list[list[int]] = []
-    room, used = math.inf if together else ROOM, 0
+    used = 0
     for g in order:
         if not found or used + sizes[g] > room:
             found.append([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from prefopt.records import Batch
+from prefopt.scoring.capacity import at_once
 
-ROOM = 2048  # padded tokens that go through the backbone at once; more only costs memory on a CPU
+ROOM = 2048  # padded tokens that go through the backbone at once; more only costs memory on a CPU, see `capacity`
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ def layouts(batch: Batch, one: bool = False) -> list[Layout]:
     """Every row once, rows of similar length together. No mask is ever read off a token's id. one: all in one."""
     prompts, completions = batch.prompts(), batch.completions()
     groups = batch.group.tolist()
-    together = _together(row_lengths(batch).tolist(), one)
+    together = _together(row_lengths(batch).tolist(), _room(batch, one))
     return [_padded([torch.cat((prompts[groups[r]], completions[r])) for r in rows], rows) for rows in together]
 
 
@@ -42,15 +44,19 @@ def row_lengths(batch: Batch) -> Tensor:
 def padded_tokens(batch: Batch, one: bool = False) -> int:
     """Tokens of a batch's layouts, padding included."""
     lengths = row_lengths(batch).tolist()
-    return sum(len(rows) * lengths[rows[0]] for rows in _together(lengths, one))
+    return sum(len(rows) * lengths[rows[0]] for rows in _together(lengths, _room(batch, one)))
 
 
-def _together(lengths: list[int], one: bool) -> list[list[int]]:
+def _room(batch: Batch, one: bool) -> float:
+    return math.inf if one else at_once(ROOM, batch.group.device)
+
+
+def _together(lengths: list[int], room: float) -> list[list[int]]:
     """Which rows share a layout, the longest first."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     found, start = [], 0
     while start < len(order):
-        size = len(order) if one else max(1, ROOM // lengths[order[start]])
+        size = int(max(1, min(len(order), room // lengths[order[start]])))
         found.append(order[start : start + size])
         start += size
     return found

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from prefopt.scoring.capacity import at_once
+
+# Of a CPU; see `capacity`.
 CHUNK = 2**25  # logits that exist at once, forward or backward: 128 MiB in float32
 KEPT = 2**26  # a whole batch of no more logits keeps them for its backward instead of computing them again
 QUANTITIES = ("entropy", "top1")
@@ -37,9 +40,9 @@ def token_quantities(
             logits = head(states)
         return _told(logits if logits.dtype == torch.float64 else logits.float(), wanted, names)
 
-    again = torch.is_grad_enabled() and len(targets) * vocabulary > KEPT
+    again = torch.is_grad_enabled() and len(targets) * vocabulary > at_once(KEPT, hidden.device)
     parts = []
-    size = max(1, CHUNK // vocabulary)
+    size = max(1, at_once(CHUNK, hidden.device) // vocabulary)
     for states, wanted in zip(hidden.split(size), targets.split(size), strict=True):
         if again:
             parts.append(checkpoint(chunk, states, wanted, use_reentrant=False))
