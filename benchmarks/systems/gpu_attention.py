@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from benchmarks.systems.gpu_common import Settings, answer, hardware, read_steps, seconds
 from benchmarks.systems.gpu_floor import pairs_seen
-from benchmarks.systems.gpu_varlen import without_kernels
 from prefopt.errors import first_line
 from prefopt.records import Batch
 from prefopt.scoring.attention import FLEX_OPTIONS, attend, block_mask
@@ -62,8 +61,6 @@ def ways(forest: Forest, scale: float, device: str) -> dict[str, Way]:
     """Masks and seams are made once, as they are for all layers of a forward pass."""
     mask, flex = block_mask(replace(forest), torch.device(device)), _flex(device)
     layer, own = nn.Module(), replace(forest)
-    if device == "cpu":
-        without_kernels()
 
     def by_flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = q.shape[1] != k.shape[1]

@@ -8,21 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.systems.gpu_varlen import plain_backward, plain_forward
 from prefopt.models.policy import Policy
 from prefopt.scoring import forest, score, varlen
 from prefopt.scoring.attention import attend
 from prefopt.scoring.forest import Forest, Tree
 from prefopt.scoring.varlen import seams
+from tests.scoring.kernels import plain_kernels  # noqa: F401  a fixture
 from tests.scoring.test_score import batch
 from tests.toy import toy_model
-
-
-@pytest.fixture
-def without_kernels(monkeypatch):
-    monkeypatch.setattr(varlen, "fits", lambda query: True)
-    monkeypatch.setattr(varlen, "flash_forward", plain_forward)
-    monkeypatch.setattr(varlen, "flash_backward", plain_backward)
 
 
 class TestSeams:
@@ -39,10 +32,12 @@ class TestSeams:
         assert cut.seen[2:] == (5, 3)
 
 
-def test_log_probs_and_gradients(without_kernels, monkeypatch):
+@pytest.mark.usefixtures("plain_kernels")
+def test_log_probs_and_gradients(monkeypatch):
     """Two forests of a batch in float64, against the dense blocks of a CPU; the seams of one are not the other's."""
     rows = batch()
     monkeypatch.setattr(forest, "ROOM", 12)
+    monkeypatch.setattr(varlen, "fits", lambda query: True)
     first, second = toy_model().double(), toy_model().double()
     merged = score(Policy(first), rows)
     monkeypatch.setattr(varlen, "fits", lambda query: False)

@@ -1,10 +1,11 @@
-"""prefopt's merged varlen attention on a CPU, which has no such kernels: the same in matrices, a sequence at a time."""
+"""What flash attention's kernels compute, in matrices, a sequence at a time: for machines that have no such kernels."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,9 +13,10 @@ from prefopt.scoring import varlen
 from prefopt.scoring.varlen import Sequences
 
 
-def without_kernels() -> None:
-    """From now on in this process."""
-    varlen.flash_forward, varlen.flash_backward = plain_forward, plain_backward
+@pytest.fixture
+def plain_kernels(monkeypatch):
+    monkeypatch.setattr(varlen, "flash_forward", plain_forward)
+    monkeypatch.setattr(varlen, "flash_backward", plain_backward)
 
 
 def plain_forward(
