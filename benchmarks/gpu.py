@@ -39,7 +39,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.systems import gpu_inputs as inputs
 from benchmarks.systems import gpu_report as report
 from benchmarks.systems.gpu_common import MODES, Settings, Step, write_steps
-from benchmarks.systems.gpu_memory import HEADS
 from benchmarks.systems.launch import PEERS, RESULTS, peers_python
 
 SYSTEMS = Path(__file__).resolve().parent / "systems"
@@ -144,12 +143,10 @@ def speed(bench: Bench) -> Found:
 
 
 def memory(bench: Bench) -> Found:
-    tokens = [str(count) for count in bench.scale.heads]
-    found = {}
-    for name in HEADS:
-        found[name] = bench.child("gpu_memory", name, *tokens)
-        report.say_memory(name, found[name])
-    return {"heads": found, "hardware": report.hardware(found.values())}
+    found = bench.child("gpu_memory", *(str(count) for count in bench.scale.heads))
+    for name, one in found.get("heads", {}).items():
+        report.say_memory(name, one)
+    return found
 
 
 def attention(bench: Bench) -> Found:

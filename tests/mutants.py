@@ -516,6 +516,7 @@ MUTANTS = [
     ),
     *of(
         "models/policy.py",
+        ("4-bit layers are as exact as their weights", "if isinstance(dtype, torch.dtype))", "if False)"),
         ("the adapter stays on", ", self.model.disable_adapter():", ":"),
         ("an adapter in an adapter", 'if self.adapted and hasattr(self.causal, "get_base_model"):', "if False:"),
         ("4-bit weights counted by bytes", "p.numel() if state is None else state.shape.numel()", "p.numel()"),

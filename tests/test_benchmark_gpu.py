@@ -214,7 +214,7 @@ def test_every_way_on_a_gpu(steps, tmp_path):
 def test_heads_agree(tmp_path):
     """In chunks that are smaller than the rows, and whole: the same loss, or absent."""
     SETTINGS.write(tmp_path)
-    found = {name: gpu_memory.main(tmp_path, name, "256", "512") for name in gpu_memory.HEADS}
+    found = gpu_memory.main(tmp_path, "256", "512")["heads"]
     truth = found["whole logits"]["cases"]
     assert truth["256"]["loss"] != truth["512"]["loss"]
     for name in ("whole logits", *gpu_memory.HEADS[:3], gpu_memory.OPTIONAL[0]):  # the other is another loss
@@ -283,7 +283,6 @@ class TestCommand:
     def test_what_fails_is_told(self, monkeypatch, tmp_path, capsys):
         """The rest goes on, and the command's exit code tells."""
         monkeypatch.setattr(sys, "argv", ["gpu.py", "--miniature", "--peers", "none", "--parts", "memory"])
-        monkeypatch.setattr(gpu, "HEADS", ("whole logits",))
         monkeypatch.setattr(gpu, "SYSTEMS", tmp_path)
         assert gpu.main() == 1
-        assert "gpu_memory whole logits 256 512 failed: " in capsys.readouterr().err
+        assert "gpu_memory 256 512 failed: " in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Peak memory and seconds of a DPO loss from hidden states, forward and backward, by how the head is computed.
 
-`python gpu_memory.py FOLDER REPORT HEAD TOKENS…`: one head in a process, at growing numbers of completion tokens. All
-heads get the same states, rows of equal length and a reference of 0 nats, so their losses must be equal. The weight of
+`python gpu_memory.py FOLDER REPORT TOKENS…`: head after head, at growing numbers of completion tokens. All heads get the same states, rows of equal length and a reference of 0 nats, so their losses must be equal. The weight of
 the head and its gradient exist before, and are not counted.
 """
 
@@ -29,6 +28,7 @@ from benchmarks.systems.gpu_common import (
 from prefopt.errors import first_line
 from prefopt.objectives.dpo import dpo_loss
 from prefopt.scoring import logprobs
+from prefopt.scoring.capacity import at_once
 
 LENGTH = 128  # tokens of a completion
 REPEATS = 3
@@ -47,7 +47,7 @@ def loss_of(name: str, settings: Settings) -> Loss:
         return _liger_dpo(beta)
     if name == OPTIONAL[1]:
         return _liger_cross_entropy()
-    logprobs.CHUNK = 2 ** int(name.partition("2^")[2].split()[0])
+    logprobs.CHUNK = 2 ** int(name.partition("2^")[2].split()[0]) // at_once(1, torch.device(settings.device))
     return lambda head, states, targets: _dpo(_chunked(head, states, targets), beta)
 
 
@@ -108,15 +108,19 @@ def measured(settings: Settings, loss: Loss, tokens: int, length: int = LENGTH) 
     return {"grown": grown, "seconds": seconds(both, settings.device, REPEATS), "loss": told[0]}
 
 
-def main(folder: Path, name: str, *tokens: str) -> dict[str, Any]:
+def main(folder: Path, *tokens: str) -> dict[str, Any]:
     settings = Settings.read(folder)
+    found = {name: head(settings, name, tokens) for name in HEADS}
+    return {"heads": found, "hardware": hardware(settings.device)}
+
+
+def head(settings: Settings, name: str, tokens: Sequence[str]) -> dict[str, Any]:
     try:
-        found = cases(settings, loss_of(name, settings), tokens)
+        return {"cases": cases(settings, loss_of(name, settings), tokens)}
     except Exception as error:
         if name not in OPTIONAL:
             raise
         return {"absent": first_line(error)}
-    return {"cases": found, "hardware": hardware(settings.device)}
 
 
 def cases(settings: Settings, loss: Loss, tokens: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prefopt.models.policy import Policy
-from prefopt.scoring import forest, score, varlen
+from prefopt.scoring import forest, score, sharing, varlen
 from prefopt.scoring.attention import attend
 from prefopt.scoring.forest import Forest, Tree
 from prefopt.scoring.varlen import seams
@@ -39,6 +39,7 @@ def test_log_probs_and_gradients(monkeypatch):
     monkeypatch.setattr(forest, "ROOM", 12)
     monkeypatch.setattr(varlen, "fits", lambda query: True)
     first, second = toy_model().double(), toy_model().double()
+    assert sharing.why_not(Policy(first)) == ""  # else it would be padded, and agree
     merged = score(Policy(first), rows)
     monkeypatch.setattr(varlen, "fits", lambda query: False)
     dense = score(Policy(second), rows)
@@ -71,5 +72,6 @@ def test_on_a_gpu():
     truth = score(Policy(toy_model().float()), rows).logps
     for dtype, near in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
         policy = Policy(toy_model().to("cuda", dtype))
+        assert sharing.why_not(policy) == ""
         found = score(policy, rows.to("cuda")).logps.cpu().float()
         torch.testing.assert_close(found, truth, rtol=0, atol=near)
