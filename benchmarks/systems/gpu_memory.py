@@ -1,7 +1,8 @@
 """Peak memory and seconds of a DPO loss from hidden states, forward and backward, by how the head is computed.
 
-`python gpu_memory.py FOLDER REPORT TOKENS…`: head after head, at growing numbers of completion tokens. All heads get the same states, rows of equal length and a reference of 0 nats, so their losses must be equal. The weight of
-the head and its gradient exist before, and are not counted.
+`python gpu_memory.py FOLDER REPORT TOKENS…`: head after head, at growing numbers of completion tokens. All heads get
+the same states, rows of equal length and a reference of 0 nats, so their losses must be equal. The weight of the head
+and its gradient exist before, and are not counted.
 """
 
 from __future__ import annotations
