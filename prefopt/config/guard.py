@@ -14,6 +14,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,6 +27,7 @@ TARGETS = {
     "optimizer": ("torch.optim", "bitsandbytes.optim"),
     "schedule": ("prefopt.schedules",),
 }
+NO_OPTION = "Config group override must be a string"  # as Hydra says it
 PLUGINS = "prefopt.objectives"  # the entry-point group whose packages may be named too
 
 
@@ -67,7 +69,12 @@ def _looked_at(loader: type[ConfigLoaderImpl]) -> Callable[..., DictConfig]:
     load = loader.load_configuration
 
     def load_looked_at(self: ConfigLoaderImpl, *asked: Any, **named: Any) -> DictConfig:
-        composed = load(self, *asked, **named)
+        try:
+            composed = load(self, *asked, **named)
+        except ValueError as error:  # Hydra's own, of an override that names a group's place and no option
+            if not str(error).startswith(NO_OPTION):
+                raise
+            raise HydraException(f"a group's option is a name, or several in brackets; {error}") from error
         check_own(composed)
         return composed
 

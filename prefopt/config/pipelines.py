@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prefopt.config.explain import explain, no_key
-from prefopt.config.request import build_request, read_settings
+from prefopt.config.request import build_request
 from prefopt.config.staged import GATHERED, by_stage
 from prefopt.config.sweeps import hydra_flags
+from prefopt.config.typed import read_settings
 from prefopt.errors import RequestError, first_line
 from prefopt.pipeline.ledger import Ledger, check_folder
 from prefopt.pipeline.runner import Work, run

@@ -8,22 +8,11 @@ from prefopt.settings.commands import (
     NamedReward,
     SampleSettings,
 )
+from prefopt.settings.data import DataSettings, WorldSettings
 from prefopt.settings.guards import GuardSettings, GuardsSettings
+from prefopt.settings.models import ALL_LINEAR, AdapterSettings, ModelSettings, QuantSettings, TinySettings
 from prefopt.settings.rewards import RewardSettings
-from prefopt.settings.training import (
-    ALL_LINEAR,
-    AdapterSettings,
-    DataSettings,
-    EvaluationSettings,
-    ModelSettings,
-    QuantSettings,
-    Settings,
-    SourceSettings,
-    StrategySettings,
-    TinySettings,
-    TrainerSettings,
-    WorldSettings,
-)
+from prefopt.settings.training import EvaluationSettings, Settings, SourceSettings, StrategySettings, TrainerSettings
 
 __all__ = [
     "ALL_LINEAR",

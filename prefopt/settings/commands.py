@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prefopt.settings.checks import DTYPES, one_of, require, require_seed
-from prefopt.settings.training import DataSettings
+from prefopt.settings.data import DataSettings
 
 FORMS = ("adapter", "merged", "full")
 DEVICES = ("auto", "cpu", "cuda")

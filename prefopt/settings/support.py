@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from prefopt.errors import RequestError
-from prefopt.settings.training import PRECISIONS, REFERENCES, ModelSettings, StrategySettings, TrainerSettings
+from prefopt.settings.models import REFERENCES, ModelSettings
+from prefopt.settings.training import PRECISIONS, StrategySettings, TrainerSettings
 
 SYNCED = "synced"  # a copy that follows the policy, model.sync_every
 SNAPSHOTS = ("start", SYNCED)

@@ -30,6 +30,7 @@ OPTIONS = [
     mistake(
         "loss=dpoo", "loss=dpoo: no such option; did you mean 'dpo'?", "accepted: bradley_terry, dpo, grpo", real=True
     ),
+    mistake("loss@trainer=null", "a group's option is a name, or several in brackets", "Got NoneType"),
     mistake("optimiser.lr=1", "optimiser: no such key; did you mean 'optimizer'?", "accepted: cache_dir, data, debug"),
     mistake("los=dpo", "los: no such key; did you mean 'loss'?"),
     mistake("loss.betta=1", "loss.betta: no such key; did you mean 'beta'?", "accepted under loss: average, beta"),

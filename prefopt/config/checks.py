@@ -1,0 +1,115 @@
+"""Whether a request that is well formed can be met: by this machine, by the folders, by who speaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.data.origins import Origin
+from prefopt.errors import RequestError
+from prefopt.files import at_home, check_can_be_made, check_can_be_named
+from prefopt.models.files import check_local, need_bitsandbytes
+from prefopt.progress import is_main_process
+from prefopt.run import check_run_folder, judging_run
+from prefopt.settings import Settings, TrainerSettings
+
+if TYPE_CHECKING:
+    from prefopt.objectives import Objective
+
+LEAST_LABELLED = 8  # prompts, so that some of them differ
+
+
+def check_places(settings: Settings, plain: dict[str, Any], awaited: Path | None) -> None:
+    """What can be told of the folders before anything heavy is loaded: nothing is written, and the hub not asked."""
+    cache = at_home(settings.cache_dir, "cache_dir")
+    check_can_be_named(cache, f"cache_dir={settings.cache_dir}")
+    if not cache.is_dir():  # one that is there may be complete, and needs no writing
+        check_can_be_made(cache, "cache_dir")
+    if is_main_process():
+        check_run_folder(settings.run_dir, plain)
+    model = settings.model
+    for key, name in (("model.name", model.name), ("model.reference_name", model.reference_name)):
+        if name and not _within(name, awaited):
+            check_local(name, key)
+    watch = settings.source.watch
+    watching = [("source.watch", watch)] if watch not in (None, "auto", "gold") else []
+    for key, name in [*settings.reward.models(), *watching]:
+        if not _within(name, awaited) and judging_run(name, key) is None:
+            check_local(name, key)
+    if model.quant is not None:
+        need_bitsandbytes()
+
+
+def _within(name: str, folder: Path | None) -> bool:
+    return folder is not None and folder in Path(name).parents
+
+
+def check_source(settings: Settings, origin: Origin, objective: Objective, live: bool) -> None:
+    """Whether the loss can learn from who speaks. live: the policy itself."""
+    from prefopt.data.views import RECORDED, check_view
+
+    source, data, needs = settings.source, settings.data, objective.needs
+    if not live:
+        if needs.data not in RECORDED:
+            raise RequestError(
+                f"source=recorded: loss={objective.name} learns from its own answers; take source=rollouts"
+            )
+        return check_view(needs.data, origin.kinds())
+    if "lm" not in needs.heads:
+        raise RequestError(f"source=rollouts: loss={objective.name} trains nothing that answers; take source=recorded")
+    least = 2 if needs.data in RECORDED else needs.answers
+    if source.samples < least:
+        raise RequestError(
+            f"source.samples must be at least {least}: loss={objective.name} compares a prompt's answers"
+        )
+    if data.world is None:
+        _refuse_gold(settings)
+    if settings.trainer.devices > 1 and settings.reward.scales():
+        raise RequestError("reward.scale must be none with trainer.devices > 1: each would keep statistics of its own")
+    if data.batch_tokens is not None:
+        raise RequestError("data.batch_tokens must be null with source=rollouts: how long answers get is not known")
+    devices, together = settings.trainer.devices, source.prompts or data.batch_size
+    if data.batch_size < devices:
+        raise RequestError(f"data.batch_size must be at least trainer.devices={devices} with source=rollouts")
+    if source.prompts is not None and source.prompts < data.batch_size:
+        raise RequestError(f"source.prompts must be at least data.batch_size={data.batch_size}; got {source.prompts}")
+    if needs.data == "labels" and together < LEAST_LABELLED:
+        raise RequestError(
+            f"source.prompts must be at least {LEAST_LABELLED}: loss={objective.name} holds answers against those to "
+            f"other prompts; got {together}"
+        )
+    if source.kl_target is not None and together * source.samples >= 5 * source.kl_horizon:
+        raise RequestError(
+            f"source.kl_horizon must be above {together * source.samples / 5:g}, a fifth of a collection's answers, "
+            f"or loss.beta could fall below 0; got {source.kl_horizon:g}"
+        )
+    if source.kl_target is not None and (needs.data in RECORDED or not getattr(objective, "beta", 0)):
+        raise RequestError("source.kl_target: this loss has no KL coefficient loss.beta above 0 that could follow it")
+    return None
+
+
+def _refuse_gold(settings: Settings) -> None:
+    """Outside of the controlled world."""
+    asked = settings.reward.asks_gold()
+    if not asked and settings.source.watch != "gold":
+        return
+    key, model = ("source.watch", "source.watch=RUN") if not asked else (asked, f"{asked}=model")
+    if asked == "reward.kind":
+        key, model = "reward", "reward=model reward.name=RUN"
+    raise RequestError(f"{key}=gold is known in the controlled world only; take {model}")
+
+
+def check_devices(trainer: TrainerSettings) -> None:
+    """As many processes as wanted on CPU; on anything else a device each."""
+    import torch
+
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    there["gpu"] = there["cuda"] or there["mps"]
+    if trainer.accelerator == "auto" and there["gpu"]:
+        there["auto"] = there["gpu"]
+    count = there.get(trainer.accelerator)
+    if count is not None and trainer.devices > count:
+        raise RequestError(
+            f"trainer.devices={trainer.devices} with trainer.accelerator={trainer.accelerator}: this machine has "
+            f"{count}\naccepted: at most that many, or trainer.accelerator=cpu"
+        )
