@@ -35,7 +35,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", default="devices", help="name of the results")
     asked = parser.parse_args()
-    found: dict[str, Any] = {"tolerance": TOLERANCE, "device": device_name(asked.device)}
+    name = device_name(asked.device)
+    if not name:
+        print("benchmarks/devices.py needs a CUDA device; --device cpu compares precisions on the CPU", file=sys.stderr)
+        return 2
+    found: dict[str, Any] = {"tolerance": TOLERANCE, "device": name}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make(folder, preference_data(), "small", 8 * asked.steps, seed=0)
@@ -70,7 +74,9 @@ def say(model: str, found: dict[str, Any]) -> None:
 def device_name(device: str) -> str:
     import torch
 
-    return torch.cuda.get_device_name() if device == "gpu" else "cpu"
+    if device == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -212,12 +211,9 @@ def find_peers(named: str, may_install: bool) -> tuple[Path | None, str]:
         return Path(sys.executable), ""
     if not may_install:
         return None, "TRL is not installed"
-    was_there = Path(named).exists()
     try:
         return peers_python(Path(named)), ""
     except (subprocess.CalledProcessError, OSError) as error:
-        if not was_there:
-            shutil.rmtree(named, ignore_errors=True)  # half an environment would pass for one
         return None, f"TRL could not be installed: {error}"
 
 

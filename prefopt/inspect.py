@@ -21,6 +21,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--split", choices=SPLITS, default="train", help="of which split (train)")
     parser.add_argument("--html", type=Path, help="write a page instead of the terminal's text")
     own, rest = parser.parse_known_args()
+    if {"-m", "--multirun"} & set(rest):
+        parser.error("one request at a time is looked at: leave -m out")
     sys.argv[1:] = rest
     return own
 

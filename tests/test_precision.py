@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from prefopt.config import compose_request
 from prefopt.errors import RequestError
 from prefopt.jobs import precision
 from prefopt.jobs.precision import BOUNDS, GAIN, Mode, best, measured, settle
@@ -17,11 +18,11 @@ from prefopt.settings.training import PRECISIONS
 from tests.models.saved import saved_model, trained
 
 
-def trainer(name="auto", devices=1) -> TrainerSettings:
+def trainer(name="auto") -> TrainerSettings:
     return TrainerSettings(
         max_steps=1,
         max_epochs=1,
-        devices=devices,
+        devices=1,
         accelerator="cpu",
         precision=name,
         clip=None,
@@ -78,8 +79,8 @@ def test_a_name_is_left_alone():
 
 
 def test_several_devices_might_disagree():
-    with pytest.raises(RequestError, match=r"trainer.precision must be a name: auto is measured"):
-        trainer(devices=2)
+    with pytest.raises(RequestError, match=r"trainer.precision=auto with several devices"):
+        compose_request(["trainer.precision=auto", "strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu"])
 
 
 @pytest.mark.parametrize("name", PRECISIONS)

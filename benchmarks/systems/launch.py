@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,10 +32,15 @@ def peers_python(folder: Path) -> Path:
     """The python of an environment with TRL, made where it is missing."""
     python = folder / "bin" / "python"
     if not python.exists():
-        constraints = str(BENCHMARKS.parent / "constraints.txt")
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        for packages in (["torch"], [TRL, "peft"]):
-            subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", constraints, *packages], check=True)
+        constraints, was_there = str(BENCHMARKS.parent / "constraints.txt"), folder.exists()
+        try:
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            for packages in (["torch"], [TRL, "peft"]):
+                subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", constraints, *packages], check=True)
+        except (subprocess.CalledProcessError, OSError):
+            if not was_there:
+                shutil.rmtree(folder, ignore_errors=True)  # half an environment would pass for one
+            raise
     return python
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefopt.config.own import entries
 from prefopt.data.origins import Origin
 from prefopt.errors import RequestError
 from prefopt.files import at_home, check_can_be_made, check_can_be_named
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
 LEAST_LABELLED = 8  # prompts, so that some of them differ
 
 
+def check_finite(plain: dict[str, Any]) -> None:
+    """A run folder's JSON holds no other number, and nothing is computed with one."""
+    for key, value in entries(plain, ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(f"{key} must be a finite number; got {value}")
+
+
 def check_places(settings: Settings, plain: dict[str, Any], awaited: Path | None) -> None:
     """What can be told of the folders before anything heavy is loaded: nothing is written, and the hub not asked."""
     cache = at_home(settings.cache_dir, "cache_dir")
@@ -31,9 +40,7 @@ def check_places(settings: Settings, plain: dict[str, Any], awaited: Path | None
     for key, name in (("model.name", model.name), ("model.reference_name", model.reference_name)):
         if name and not _within(name, awaited):
             check_local(name, key)
-    watch = settings.source.watch
-    watching = [("source.watch", watch)] if watch not in (None, "auto", "gold") else []
-    for key, name in [*settings.reward.models(), *watching]:
+    for key, name in settings.judges():
         if not _within(name, awaited) and judging_run(name, key) is None:
             check_local(name, key)
     if model.quant is not None:

@@ -21,8 +21,9 @@ from prefopt.config.explain import explain, no_key
 from prefopt.config.request import build_request
 from prefopt.config.staged import GATHERED, by_stage
 from prefopt.config.sweeps import hydra_flags
-from prefopt.config.typed import read_settings
+from prefopt.config.typed import read_settings, without_hydra
 from prefopt.errors import RequestError, first_line
+from prefopt.files import at_home
 from prefopt.pipeline.ledger import Ledger, check_folder
 from prefopt.pipeline.runner import Work, run
 from prefopt.pipeline.steps import Step, in_words, steps_of
@@ -67,7 +68,9 @@ class Asked:
         words = [word for word in hydra.overrides.task if key_of(word).partition(".")[0] not in PLACES]
         _refuse_for_all(words, settings)
         folder = cfg.pipeline_dir or f"pipelines/{time.strftime('%Y-%m-%d_%H-%M-%S')}-{name}"
-        return cls(name, Path(folder).expanduser().absolute(), settings, words, by_stage(own, settings.names))
+        return cls(
+            name, at_home(str(folder), "pipeline_dir").absolute(), settings, words, by_stage(own, settings.names)
+        )
 
 
 def _typed(cfg: DictConfig) -> tuple[PipelineSettings, list[str]]:
@@ -141,9 +144,7 @@ def _composed(asked: Asked, step: Step, writer: dict[str, Any] | None) -> _Compo
     words = step.words(asked.words, asked.own)
     with _named(step, words):
         cfg = compose(HydraConfig.get().job.config_name, words, return_hydra_config=True)
-    choices = dict(cfg.hydra.runtime.choices)
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]
+    choices = without_hydra(cfg)
     follows = step.follows(asked.own.get(step.stage.name, []), cfg, writer)
     for key, value in {**follows, "run_dir": str(step.folder)}.items():
         OmegaConf.update(cfg, key, value, merge=False)

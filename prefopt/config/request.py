@@ -15,12 +15,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prefopt.config.checks import check_devices, check_places, check_source
+from prefopt.config.checks import check_devices, check_finite, check_places, check_source
 from prefopt.config.explain import explain
 from prefopt.config.guard import check_targets, config_dir, install
 from prefopt.config.own import check_resolved
 from prefopt.config.strategy import check_combination, read_strategy
-from prefopt.config.typed import SECTIONS, built, read_settings, with_an_end
+from prefopt.config.typed import SECTIONS, built, read_settings, with_an_end, without_hydra
 from prefopt.data.origins import Origin, open_origin
 from prefopt.errors import RequestError, first_line
 from prefopt.run import Finished
@@ -61,10 +61,7 @@ def compose_request(overrides: list[str], config_name: str = "train") -> Request
     try:
         with initialize_config_dir(config_dir(), version_base="1.3"):
             cfg = compose(config_name, overrides, return_hydra_config=True)
-        choices = dict(cfg.hydra.runtime.choices)
-        OmegaConf.set_struct(cfg, False)
-        del cfg["hydra"]
-        return build_request(cfg, choices)
+        return build_request(cfg, without_hydra(cfg))
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(explain(error, config_name, overrides)) from error
 
@@ -80,6 +77,7 @@ def build_request(
     settings = read_settings(cfg)
     with with_an_end():
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    check_finite(plain)
     check_targets(plain)
     check_places(settings, plain, awaited)
     origin = open_origin(settings.data, Path(settings.cache_dir).expanduser())

@@ -12,7 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 
-from prefopt.errors import RequestError, nearest
+from prefopt.errors import RequestError, first_line, nearest
 from prefopt.progress import say
 from prefopt.run import ENDED, PLACES
 from prefopt.scrub import scrubbed
@@ -126,13 +126,25 @@ def search(overrides: Sequence[Override], wanted: Wanted, launcher: Launcher) ->
     intervals = [str(o.input_line) for o in overrides if o.is_interval_sweep()]
     searches = [_begin(point, intervals, wanted, Path(launcher.folder).expanduser()) for point in points]
     while batch := list(_batch(searches, ranges, wanted.trials, launcher.parallel)):
-        returned = launcher.launch([of.job(number) for of, number in batch], 0)
-        for (of, number), one in zip(batch, returned, strict=True):
+        sound = [(of, number) for of, number in batch if _accepted(of, number, launcher)]
+        returned = launcher.launch([of.job(number) for of, number in sound], 0) if sound else []
+        for (of, number), one in zip(sound, returned, strict=True):
             _tell(of, number, one.return_value, wanted.metric)
         if any(one.return_value.get("status") not in (*ENDED, "failed") for one in returned):
             return  # interrupted: what has begun is the next sweep's to end
     for of in searches:
         _say_best(of, wanted, [o for o in of.overrides if any(o not in other.overrides for other in searches)])
+
+
+def _accepted(of: Search, number: int, launcher: Launcher) -> bool:
+    """A trial between two accepted ends may be refused: it has failed, and the search goes on."""
+    try:
+        launcher.check([of.job(number)])
+    except RequestError as error:
+        say(f"trial {number} failed: {first_line(error)}")
+        _tell(of, number, {"status": "failed"}, "")
+        return False
+    return True
 
 
 def _readable(value: float) -> str:

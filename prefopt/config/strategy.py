@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from prefopt.config.explain import no_key
-from prefopt.errors import RequestError
-from prefopt.models.files import need_deepspeed
+from prefopt.errors import RequestError, first_line
+from prefopt.models.files import expanded, is_adapter, need_deepspeed
 from prefopt.settings import Settings, StrategySettings
 from prefopt.settings.support import case_of, check_support, family_of
 
@@ -26,7 +28,10 @@ def read_strategy(section: DictConfig) -> StrategySettings:
     for key in section:
         if key not in known:
             raise RequestError(no_key(f"strategy.{key!s}", known))
-    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StrategySettings), section))
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StrategySettings), section))
+    except OmegaConfBaseException as error:
+        raise RequestError(f"strategy.{error.full_key}: {first_line(error)}") from error
     assert isinstance(found, StrategySettings)
     return found
 
@@ -38,6 +43,10 @@ def check_combination(settings: Settings, strategy: StrategySettings, needs: Nee
     trainer = settings.trainer
     cuda = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     family = family_of(needs.heads, needs.reference, live)
-    check_support(case_of(settings.model, strategy, trainer, family, needs.reference, cuda))
+    case = case_of(settings.model, strategy, trainer, family, needs.reference, cuda)
+    name = settings.model.name
+    if name and Path(expanded(name)).is_dir() and is_adapter(expanded(name)):  # it goes on, as model.adapter.start does
+        case = replace(case, keeps_start=True)
+    check_support(case)
     if strategy.name == "deepspeed":
         need_deepspeed()

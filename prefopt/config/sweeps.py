@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from prefopt.config.explain import points
 from prefopt.config.request import build_request
+from prefopt.config.typed import without_hydra
 from prefopt.errors import OK, RequestError
-from prefopt.files import check_can_be_made
-from prefopt.sweep.ledger import Job, Ledger
+from prefopt.files import at_home, check_can_be_made
+from prefopt.sweep.ledger import FAILED, Job, Ledger
 from prefopt.sweep.processes import Sweep
 
 Compose = Callable[[Sequence[str]], DictConfig]
@@ -23,12 +24,17 @@ exit_code = OK  # of the sweeps of this process; Hydra hands none through
 
 
 def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parallel: int) -> list[dict[str, Any]]:
-    """Run the jobs in `folder`, and keep the worst exit code. Returns the summary of each that was asked for, {} of one
-    without; equal ones, which are run once, have the same."""
+    """Run the jobs in `folder`, and keep the worst exit code. Returns the summary of each that was asked for: its status
+    alone of one that failed before it had any, {} of one that has not ended. Equal ones run once and have the same."""
     jobs = sound_jobs(compose, asked, folder, parallel)
     with Ledger(Path(folder).expanduser()) as ledger:
         keep_worst(Sweep(ledger, hydra_flags(), parallel, _gpus()).run(ledger.add(jobs)))
-        return [ledger.summary(ledger.jobs[job.key]) for job in jobs]
+        return [_summary(ledger, ledger.jobs[job.key]) for job in jobs]
+
+
+def _summary(ledger: Ledger, job: Job) -> dict[str, Any]:
+    found = ledger.summary(job)
+    return {"status": FAILED} if not found and job.status == FAILED else found
 
 
 def keep_worst(code: int) -> None:
@@ -40,7 +46,7 @@ def sound_jobs(compose: Compose, asked: Iterable[Sequence[str]], folder: str, pa
     """The jobs that are asked for. Raises RequestError where one of them, or the sweep, cannot run."""
     if parallel < 1:
         raise RequestError(f"hydra.launcher.parallel must be at least 1; got {parallel}")
-    check_can_be_made(Path(folder).expanduser(), "sweep_dir")
+    check_can_be_made(at_home(folder, "sweep_dir"), "sweep_dir")
     typed = set(_arguments().overrides)
     jobs = [_job(compose, o, [word for word in o if word not in typed]) for o in _expanded(compose, asked)]
     gpus, most = _gpus(), max(job.devices for job in jobs)
@@ -65,9 +71,7 @@ def _expanded(compose: Compose, asked: Iterable[Sequence[str]]) -> Iterator[list
 
 def _job(compose: Compose, overrides: Sequence[str], own: Sequence[str]) -> Job:
     cfg = compose(overrides)
-    choices = dict(cfg.hydra.runtime.choices)
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]
+    choices = without_hydra(cfg)
     if cfg.get("run_dir"):
         raise RequestError("run_dir is each job's own in a sweep; name sweep_dir instead")
     cfg.sweep = None
@@ -76,7 +80,8 @@ def _job(compose: Compose, overrides: Sequence[str], own: Sequence[str]) -> Job:
     except RequestError as error:
         first, *more = str(error).splitlines()
         raise RequestError("\n".join([f"{first} (job: {' '.join(overrides)})", *more])) from error
-    return Job.of(overrides, own, request.plain, request.settings.trainer.devices)
+    trainer = request.settings.trainer
+    return Job.of(overrides, own, request.plain, 0 if trainer.accelerator == "cpu" else trainer.devices)
 
 
 def hydra_flags() -> list[str]:
@@ -93,7 +98,7 @@ def _arguments() -> Any:
 def _gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name]
+        return [name for name in named.split(",") if name not in ("", "-1")]
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]

@@ -18,20 +18,25 @@ from prefopt.settings import Settings
 
 Keys = TypeVar("Keys")
 BUILT = ("loss", "optimizer", "schedule", "strategy")
-SECTIONS = (
-    *("model", "data", "source", "reward", "guards", "trainer", "evaluation"),
-    *("seed", "run_dir", "cache_dir", "save_by", "debug"),
-)
+SECTIONS = tuple(field.name for field in fields(Settings))
+
+
+def without_hydra(cfg: DictConfig) -> dict[str, str | None]:
+    """Takes Hydra's own section out of what was composed. Returns the option that each group was given."""
+    choices = dict(cfg.hydra.runtime.choices)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return choices
 
 
 def read_settings(cfg: DictConfig) -> Settings:
-    """The typed sections; every key is checked against the schema. Takes out what only a command with -m reads."""
+    """The typed sections; every key is checked against the schema. Takes out what only sweeps and pipelines read."""
     with open_dict(cfg):
         cfg.pop("sweep_dir", None)
         if cfg.pop("sweep", None) is not None:
             raise RequestError("sweep= names many runs: start them with -m")
         if cfg.pop("pipeline", None) is not None:
-            raise RequestError("pipeline= is several runs, one after another: start it by itself, without -m")
+            raise RequestError("pipeline= is several runs, one after another: prefopt.train starts it, without -m")
         if (folder := cfg.pop("pipeline_dir", None)) is not None:
             raise RequestError(f"pipeline_dir={folder} is for a pipeline; name one, e.g. pipeline=rlhf")
     for key in cfg:

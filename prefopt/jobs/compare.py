@@ -38,8 +38,11 @@ def compare(
         found = replace(found, runs=runs, judge=told)
     optimum, why_none = known_optimum(found.runs, samples, cache) if samples else (None, "")
     report = build(found, defaults, optimum, why_none)
-    for figure in report.figures:
-        save_png(figure, out / "figures" / f"{figure.name}.png")
+    drawn = [out / "figures" / f"{figure.name}.png" for figure in report.figures]
+    for figure, path in zip(report.figures, drawn, strict=True):
+        save_png(figure, path)
+    for path in set((out / "figures").glob("*.png")) - set(drawn):
+        path.unlink()  # an earlier report's
     written = {"results.csv": results_csv(report), "results.md": results_md(report), "index.html": page(report)}
     (out / "optimum.csv").unlink(missing_ok=True)  # an earlier report's
     if report.optimum is not None:

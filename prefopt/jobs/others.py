@@ -17,9 +17,7 @@ def others_hash(request: Request) -> dict[str, str]:
     if settings.model.reference == "model" and request.objective.needs.reference:
         found["model.reference_name"] = _hash(str(settings.model.reference_name), "model.reference_name")
     if request.on_policy:
-        watch = settings.source.watch
-        watching = [("source.watch", watch)] if watch not in (None, "auto", "gold") else []
-        for key, name in [*settings.reward.models(), *watching]:
+        for key, name in settings.judges():
             run = judging_run(name, key)
             own = _hash(str(run.model) if run else name, key)
             found[key] = hashlib.sha256(f"{found[key]} {own}".encode()).hexdigest() if key in found else own

@@ -40,12 +40,22 @@ class Ledger:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RequestError(f"pipeline_dir={self.folder}: another process runs this pipeline") from None
-        for held in _held(self.folder).get("stages", []):
-            entry = self.entries.get(self.folder / held["folder"])
-            if entry is not None:  # of all attempts
-                entry["seconds"], entry["exit_code"] = held["seconds"], held["exit_code"]
+        try:
+            self._recall()
+        except (KeyError, TypeError) as error:
+            self._lock.release()
+            raise RequestError(
+                f"pipeline_dir={self.folder}: its {FILE} is no pipeline's\nname a new pipeline_dir"
+            ) from error
         self.write()
         return self
+
+    def _recall(self) -> None:
+        """What earlier attempts took."""
+        for held in _held(self.folder).get("stages", []):
+            entry = self.entries.get(self.folder / held["folder"])
+            if entry is not None:
+                entry["seconds"], entry["exit_code"] = float(held["seconds"]), held["exit_code"]
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()

@@ -53,6 +53,14 @@ class Rule:
 
 RULES = (
     Rule(
+        lambda c: c.precision == "auto" and c.devices > 1,
+        "trainer.precision=auto with several devices: it is measured, and they might disagree; take a name, e.g. 32",
+    ),
+    Rule(
+        lambda c: c.quantised and c.precision in ("64", "64-true"),
+        "trainer.precision={precision}: bitsandbytes has no float64; take 32, or a model without model.quant",
+    ),
+    Rule(
         lambda c: c.strategy == "single" and c.devices > 1,
         "trainer.devices={devices} needs strategy=ddp; strategy=single is one device",
     ),
@@ -92,7 +100,8 @@ RULES = (
     Rule(
         lambda c: c.strategy in ("fsdp", "deepspeed") and c.keeps_start,
         "strategy={strategy}: evaluation compares with the start, which an adapter that goes on "
-        "(model.adapter.start) or trains biases (model.adapter.bias) keeps as a copy of itself; take strategy=ddp",
+        "(model.adapter.start, or model.name) or trains biases (model.adapter.bias) keeps as a copy of itself; take "
+        "strategy=ddp",
     ),
     Rule(
         lambda c: c.strategy == "fsdp" and c.precision == "16-mixed",

@@ -66,10 +66,8 @@ class TrainerSettings:
         require(self.max_steps is None or self.max_steps >= 1, "trainer.max_steps", "at least 1", self.max_steps)
         require(0 < self.max_epochs < math.inf, "trainer.max_epochs", "a number above 0", self.max_epochs)
         require(self.devices >= 1, "trainer.devices", "at least 1", self.devices)
-        one_of(self.accelerator, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
+        one_of(self.accelerator, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda", "mps"))
         one_of(str(self.precision), "trainer.precision", PRECISIONS)
-        alone = self.precision != "auto" or self.devices == 1
-        require(alone, "trainer.precision", "a name: auto is measured, and several devices might disagree", "auto")
         require(self.clip is None or self.clip > 0, "trainer.clip", "above 0, or null for none", self.clip)
         one_of(self.non_finite, "trainer.non_finite", ("stop", "skip"))
         for name in ("checkpoint_every", "val_every"):
@@ -140,6 +138,12 @@ class Settings:
     @property
     def lightning_precision(self) -> Any:
         return "32-true" if str(self.trainer.precision) in WHOLE else self.trainer.precision
+
+    def judges(self) -> list[tuple[str, str]]:
+        """(key, hub name or folder) of every model that says what an answer is worth, and of one that only watches."""
+        watch = self.source.watch
+        watching = [("source.watch", watch)] if watch is not None and watch not in ("auto", "gold") else []
+        return [*self.reward.models(), *watching]
 
     def takes_turns(self, chat_template: str | None) -> bool:
         """data.prompts=auto: the chat template where a model has one of its own; a tiny base has seen plain text."""

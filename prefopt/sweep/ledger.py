@@ -65,8 +65,13 @@ class Ledger:
         except Timeout:
             raise RequestError(f"sweep_dir={self.folder}: another process runs this sweep") from None
         if self._file.is_file():
-            held = read_json(self._file, f"sweep_dir={self.folder}", "\nname a new sweep_dir")
-            self.jobs = {entry["key"]: Job(**entry) for entry in held["jobs"]}
+            named, way_out = f"sweep_dir={self.folder}", "\nname a new sweep_dir"
+            held = read_json(self._file, named, way_out)
+            try:
+                self.jobs = {entry["key"]: Job(**entry) for entry in held["jobs"]}
+            except (KeyError, TypeError) as error:
+                self._lock.release()
+                raise RequestError(f"{named}: its {self._file.name} is no sweep's{way_out}") from error
         return self
 
     def __exit__(self, *_: object) -> None:
