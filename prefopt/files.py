@@ -108,6 +108,21 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
+def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """JSON lines after those that are there; see `stepped_lines` for what a kill may leave of them."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def keep_lines_until(path: Path, step: int) -> None:
+    """Of stepped lines those up to a step: a run that resumes there writes the others again. None left, no file."""
+    kept = [line for line in stepped_lines(path) if line["step"] <= step]
+    if kept:
+        write_lines(path, kept)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def stepped_lines(path: Path) -> list[dict[str, Any]]:
     """JSON lines with the optimiser step that they are of; a kill or a full disk may have left a part of one, which is
     not read. [] where there is no file."""

@@ -26,6 +26,7 @@ from prefopt.models.reference import Reference, reference_logps
 from prefopt.models.sharding import shard, whole
 from prefopt.objectives import Objective
 from prefopt.objectives.base import Term, means, total
+from prefopt.ranks import of_all_ranks
 from prefopt.records import Batch, Scores
 from prefopt.scoring import score, shares_prompts
 
@@ -173,7 +174,7 @@ class PreferenceModule(L.LightningModule):
         wanted = {f"policy.{name}" for name in self.policy.trainable()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in wanted}
         checkpoint["trains"] = sorted(wanted)  # of shards, one process alone is handed the weights
-        checkpoint["rng"] = _of_all_ranks(_rng_state(), self.trainer.world_size)
+        checkpoint["rng"] = of_all_ranks(_rng_state(), self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = {f"policy.{name}" for name in self.policy.trainable()}
@@ -195,14 +196,6 @@ def _share_counts(parts: Entries, trainer: L.Trainer) -> Entries:
     """Every micro-batch divides by its step's count, so adding up must count it once over micro-batches and ranks."""
     shares = trainer.accumulate_grad_batches * trainer.world_size
     return {name: (part, count / shares) for name, (part, count) in parts.items()}
-
-
-def _of_all_ranks(own: dict[str, Any], world: int) -> list[dict[str, Any]]:
-    if world == 1:
-        return [own]
-    found: list[Any] = [None] * world
-    torch.distributed.all_gather_object(found, own)
-    return found
 
 
 def _rng_state() -> dict[str, Any]:

@@ -71,6 +71,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "callbacks/validation": STORAGE,
     "run/checkpoints": STORAGE,
     "files": STORAGE,
+    "ranks": STORAGE,
     "callbacks/stop": STOP,
     "callbacks/checkpoints": STOP,
     "jobs/others": STOP,
@@ -611,8 +612,7 @@ MUTANTS = [
         ("not in a row", "self.in_a_row + 1 if broken else 0", "self.in_a_row + 1 if broken else self.in_a_row"),
         ("a count is forgotten", 'self.skipped, self.in_a_row = state["skipped"]', "self.skipped, self.in_a_row = 0"),
         ("a row of them is forgotten", ', state["in_a_row"]', ", 0"),
-        ("later lines stay", 'if line["step"] <= trainer.global_step]', "]"),
-        ("earlier lines are lost", 'line["step"] <= trainer.global_step', "False"),
+        ("later lines stay", "keep_lines_until(self.path, trainer.global_step)", "pass"),
         ("earlier lines are lost at the end", "[*stepped_lines(self.path), *lines]", "lines"),
         ("all rows are named", "if entry[0] == worst", ""),
         ("a step too late", "step = trainer.global_step + 1", "step = trainer.global_step + 2"),
@@ -876,6 +876,7 @@ MUTANTS = [
     ),
     *of(
         "config/search.py",
+        ("a refused trial waits for ever", 'of, number, {"status": "failed"}, "")', 'of, number, {}, "")'),
         ("a named sweep is searched", "if named is not None:", "if False:"),
         ("the same is proposed again", "wanted.seed + len(study.trials)", "wanted.seed"),
         ("what was begun is forgotten", "if self.begun:", "if False:"),
@@ -1114,6 +1115,10 @@ MUTANTS = [
         ("reasons as they are", "return plain(next(", "return str(next("),
     ),
     *of(
+        "ranks.py",
+        ("the first rank's alone", "torch.distributed.all_gather_object(found, own)", "found[0] = own"),
+    ),
+    *of(
         "progress.py",
         ("said as it is", 'plain(sentence, keep="\\n")', "sentence"),
         ("faces", ", emoji=False", ""),
@@ -1260,11 +1265,12 @@ MUTANTS = [
     ),
     *of(
         "callbacks/belonging.py",
-        ("nothing is looked at", "if checkpoint is not None and checkpoint.is_file():", "if False:"),
+        ("nothing is looked at", "            if checkpoint is not None:", "            if False:"),
         ("nothing is too little", " or not held[name]:", ":"),
         ("any run's", '.get("request") != self.request', '.get("request") is None'),
-        ("the checkpoint's fault for ever", "or self._begun:", ":"),
-        ("nobody's fault", "if checkpoint is None or self._begun:", "if True:"),
+        ("the checkpoint's fault for ever", "or not self._restoring:", ":"),
+        ("the checkpoint's fault before it is restored", "                self._restoring = False\n", ""),
+        ("nobody's fault", "if checkpoint is None or not self._restoring:", "if True:"),
     ),
     *of(
         "rollouts/guards.py",
@@ -1301,7 +1307,8 @@ MUTANTS = [
         "run/checkpoints.py",
         ("checksums are not read", "if archive.testzip() is not None:", "if False:"),
         ("the last alone", "(folder / LAST, folder / PREVIOUS)", "(folder / LAST,)"),
-        ("the damaged one stays", "path.replace(folder / UNREADABLE)", "pass"),
+        ("what cannot be read now is damaged", "if error.errno != errno.EINVAL:", "if False:"),
+        ("the damaged one stays", "path.replace(folder / aside)", "pass"),
         ("every rank moves it", "        if main_process:", "        if True:"),
     ),
     *of(
@@ -1338,6 +1345,8 @@ MUTANTS = [
     ),
     *of(
         "files.py",
+        ("earlier lines are lost", 'if line["step"] <= step]', "if False]"),
+        ("later lines stay", 'if line["step"] <= step]', "]"),
         ("half a look stays", '.split("\\n")[:-1] if path', '.split("\\n") if path'),
         (
             "a garbled look ends the run",
@@ -1352,6 +1361,7 @@ MUTANTS = [
     ),
     *of(
         "run/folder.py",
+        ("other ranks train on", "            self._hear()\n", ""),
         ("a killed run's folder is refused", " and not is_temporary(entry)", ""),
         (
             "the checkpoints' folder is not swept",
@@ -1362,8 +1372,11 @@ MUTANTS = [
     *of(
         "module.py",
         ("every rank draws as the first", '["rng"][self.trainer.global_rank]', '["rng"][0]'),
-        ("the first rank's alone", "torch.distributed.all_gather_object(found, own)", "found[0] = own"),
         ("numpy draws anew", 'np.random.set_state(("MT19937", _numbers(words), *rest))', "pass"),
+    ),
+    *of(
+        "ranks.py",
+        ("the first rank's alone", "torch.distributed.all_gather_object(found, own)", "found[0] = own"),
     ),
     *of(
         "progress.py",
@@ -1398,6 +1411,10 @@ MUTANTS = [
         ("rounded on the way", "return math.fsum(values)", "return sum(values)"),
         ("infinities end the run", "except (OverflowError, ValueError):", "except OverflowError:"),
         ("beyond float64 ends the run", "except (OverflowError, ValueError):", "except ValueError:"),
+    ),
+    *of(
+        "ranks.py",
+        ("the first rank's alone", "torch.distributed.all_gather_object(found, own)", "found[0] = own"),
     ),
     *of(
         "progress.py",

@@ -54,10 +54,18 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: Any):
         pass
 
 
+def restored(own: Belonging) -> None:
+    own.setup(None, None, "fit")
+    raise KeyError("fit_loop")
+
+
 def test_what_cannot_be_restored_is_the_checkpoints_fault_until_training_begins(tmp_path: Path):
+    """From where the devices stand: that there is none is not the checkpoint's fault."""
     own = Belonging("mine")
+    with pytest.raises(KeyError), own.taken(saved(tmp_path, WHOLE)):
+        raise KeyError("no device")
     with pytest.raises(RequestError, match="KeyError: 'fit_loop'"), own.taken(saved(tmp_path, WHOLE)):
-        raise KeyError("fit_loop")
+        restored(own)
     with pytest.raises(KeyError), own.taken(None):
         raise KeyError("fit_loop")
     own.on_train_start(None, None)

@@ -14,7 +14,7 @@ from prefopt.objectives import names
 
 PACKAGE = Path(__file__).parents[1] / "prefopt"
 LAYERS = [
-    {"errors", "settings", "records", "schedules", "files", "progress", "scrub"},
+    {"errors", "settings", "records", "schedules", "files", "progress", "ranks", "scrub"},
     {"objectives", "credit"},
     {"scoring", "models", "data", "metrics", "rewards", "rollouts"},
     {"module"},

@@ -56,9 +56,9 @@ def test_it_finds_the_best_of_every_method_in_as_many_trials(tmp_path, capsys):
 
     runs = Runs(tmp_path, run, parallel=2)
     ask(runs, "loss=dpo,ipo", BETA, trials=25)
-    assert runs.checked == [{"loss": loss, "loss.beta": beta} for beta in ("0.01", "1.0") for loss in ("dpo", "ipo")], (
-        "both ends, of every method, before the first run"
-    )
+    assert runs.checked[:4] == [
+        {"loss": loss, "loss.beta": beta} for beta in ("0.01", "1.0") for loss in ("dpo", "ipo")
+    ], "both ends, of every method, before the first run"
     for loss, best in (("dpo", 0.03), ("ipo", 0.3)):
         tried = [job["loss.beta"] for job in runs.made if job["loss"] == loss]
         assert len(tried) == 25
@@ -112,6 +112,24 @@ def test_runs_that_failed_count_and_interrupted_ones_wait(tmp_path, capsys):
     assert again.made[0] == runs.made[2]
     assert len(again.made) == 3
     assert "the best of 4 trials" in capsys.readouterr().err
+
+
+def test_what_is_refused_between_two_accepted_ends_has_failed(tmp_path, capsys):
+    """3 heads divide no 128: that trial is never run, and the search ends with all the others."""
+
+    class Picky(Runs):
+        def check(self, job_overrides):
+            super().check(job_overrides)
+            if any(job["model.tiny.heads"] == "3" for job in self.checked[-len(job_overrides) :]):
+                raise RequestError("model.tiny.heads must be a divisor of hidden_size; got 3")
+
+    runs = Picky(tmp_path, lambda job: {"status": "finished", "loss": float(job["model.tiny.heads"])})
+    ask(runs, "model.tiny.heads=int(interval(1,4))", metric="loss", direction="minimize", trials=20)
+    tried = [job["model.tiny.heads"] for job in runs.checked[2:]]
+    assert len(tried) == 20
+    assert "3" in tried
+    assert [job["model.tiny.heads"] for job in runs.made] == [heads for heads in tried if heads != "3"]
+    assert "failed: model.tiny.heads must be a divisor of hidden_size; got 3" in capsys.readouterr().err
 
 
 def test_whole_numbers_and_the_least(tmp_path):

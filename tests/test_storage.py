@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -109,7 +111,7 @@ def test_a_damaged_one_is_put_aside(tmp_path, capsys):
     assert newest_sound(tmp_path, False) == tmp_path / PREVIOUS
     assert sorted(os.listdir(tmp_path)) == [LAST, PREVIOUS], "another rank moves nothing"
     assert newest_sound(tmp_path, True) == tmp_path / PREVIOUS
-    assert sorted(os.listdir(tmp_path)) == [PREVIOUS, UNREADABLE]
+    assert sorted(os.listdir(tmp_path)) == [PREVIOUS, UNREADABLE[LAST]]
     assert "last.ckpt is damaged: put aside as unreadable.ckpt" in capsys.readouterr().err
     save(tmp_path, 3)  # must not take the damaged one for the previous
     assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (3, 1)
@@ -197,6 +199,31 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
     assert sum(t.nbytes for t in (_rng_state()["python"][1], _rng_state()["numpy"][0])) == 4 * (625 + 624)
 
 
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch):
+    """A disk that fails for a moment costs no checkpoint: nothing is put aside."""
+    torch.save({"a": 1}, tmp_path / LAST)
+    torch.save({"a": 0}, tmp_path / PREVIOUS)
+
+    def fails(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile, "ZipFile", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            newest_sound(tmp_path, True)
+    assert newest_sound(tmp_path, True) == tmp_path / LAST
+
+
+def test_two_that_are_damaged_are_both_kept(tmp_path):
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(name.encode())
+    assert newest_sound(tmp_path, True) is None
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "unreadable.ckpt": LAST,
+        "unreadable-previous.ckpt": PREVIOUS,
+    }
+
+
 def test_every_rank_goes_on_with_its_own(monkeypatch):
     class SecondOfTwo:
         global_rank, world_size = 1, 2
@@ -212,3 +239,14 @@ def test_every_rank_goes_on_with_its_own(monkeypatch):
     assert saved["rng"][0] == "of the first"
     module.on_load_checkpoint(saved)
     assert module._resumed_rng is saved["rng"][1]
+
+
+@pytest.mark.parametrize(
+    ("status", "finished"), [("finished", True), ("stopped", True), ("interrupted", False), (None, False)]
+)
+def test_other_ranks_leave_a_finished_run_alone(status, finished, tmp_path):
+    """A launcher starts all of them; one that trained would wait for the main one, which has gone."""
+    if status is not None:
+        (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
+    with RunFolder(str(tmp_path), {"seed": 0}, main_process=False) as run:
+        assert run.finished is finished

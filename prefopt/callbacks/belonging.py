@@ -20,25 +20,31 @@ class Belonging(L.Callback):
     """Writes into every checkpoint the hash of the request that it answers, and refuses one of another request."""
 
     def __init__(self, request: str) -> None:
-        self.request, self._begun = request, False
+        self.request, self._restoring = request, False
 
     def state_dict(self) -> dict[str, Any]:
         return {"request": self.request}
 
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """The processes and their devices stand: what fails from here on until training starts is what is restored."""
+        self._restoring = True
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._begun = True
+        self._restoring = False
 
     @contextmanager
     def taken(self, checkpoint: Path | None) -> Iterator[None]:
         """RequestError where training cannot begin with what the checkpoint holds. None: there is none."""
         try:
-            if checkpoint is not None and checkpoint.is_file():  # a strategy may save a folder, in a form of its own
+            if checkpoint is not None:
+                self._restoring = True
                 self._check(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
+                self._restoring = False
             yield
         except (RequestError, OSError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if checkpoint is None or self._begun:
+            if checkpoint is None or not self._restoring:
                 raise
             why = f"{type(error).__name__}: {first_line(error)}"
             raise RequestError(f"{checkpoint} cannot be gone on from: {why}\ndelete it to begin anew") from error

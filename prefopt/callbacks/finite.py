@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,10 +14,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prefopt.callbacks.steps import Steps, overflows
-from prefopt.files import stepped_lines, write_lines
+from prefopt.files import append_lines, keep_lines_until, stepped_lines, write_lines
 from prefopt.module import PreferenceModule
 from prefopt.objectives.base import total
 from prefopt.progress import say
+from prefopt.ranks import of_all_ranks
 from prefopt.records import HALVED, Batch, Scores
 from prefopt.scrub import scrubbed
 
@@ -52,12 +52,8 @@ class Finite(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """A run that resumes writes again what came after its checkpoint."""
-        if trainer.is_global_zero and self.path.exists():
-            kept = [line for line in stepped_lines(self.path) if line["step"] <= trainer.global_step]
-            if kept:
-                write_lines(self.path, kept)
-            else:
-                self.path.unlink()
+        if trainer.is_global_zero:
+            keep_lines_until(self.path, trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: PreferenceModule, optimizer: Optimizer) -> None:
         own = torch.stack([loss for _, _, loss in module.step_seen]).sum().double()
@@ -76,7 +72,8 @@ class Finite(L.Callback):
     def _broken(self, trainer: L.Trainer, module: PreferenceModule, loss: float, norm: float) -> None:
         """Write the rows down; NonFinite, on every rank, unless the step is to be left out."""
         step = trainer.global_step + 1
-        of_all = _gathered([entry for seen in module.step_seen for entry in self._entries(module, *seen)], trainer)
+        own = [entry for seen in module.step_seen for entry in self._entries(module, *seen)]
+        of_all = [entry for part in of_all_ranks(own, trainer.world_size) for entry in part]
         every, worst = _unique(of_all), max(severity for severity, _ in of_all)
         rows = _unique(entry for entry in of_all if entry[0] == worst)
         sick = _unique(entry for entry in of_all if entry[0] > 0)
@@ -99,8 +96,7 @@ class Finite(L.Callback):
         if not goes_on:
             write_lines(self.path, [*stepped_lines(self.path), *lines])
             return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        append_lines(self.path, lines)
 
     @torch.no_grad()
     def _entries(
@@ -152,15 +148,6 @@ def _share(module: PreferenceModule, batch: Batch, part: Scores) -> tuple[float,
         loss = total(module.objective.all_terms(replace(part, **leaves), module.statistics), batch.counts)
         sent = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return float(loss), all(bool(gradient.isfinite().all()) for gradient in sent if gradient is not None)
-
-
-def _gathered(own: list[tuple[int, Entry]], trainer: L.Trainer) -> list[tuple[int, Entry]]:
-    """Of every rank."""
-    found: list[Any] = [own]
-    if trainer.world_size > 1:
-        found = [None] * trainer.world_size
-        torch.distributed.all_gather_object(found, own)
-    return [entry for part in found for entry in part]
 
 
 def _unique(entries: Iterable[tuple[int, Entry]]) -> list[Entry]:

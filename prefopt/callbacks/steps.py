@@ -117,7 +117,7 @@ class Steps(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Before clipping. Nobody waits for the number here."""
+        """Before clipping. `Finite` reads the number next."""
         norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.grad_norm = whole_tensor(torch.stack(norms).norm()) if norms else torch.zeros((), device=module.device)
         self._rate = optimizer.param_groups[0]["lr"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from prefopt.data.examples import Encoded
-from prefopt.files import stepped_lines, write_lines
+from prefopt.files import append_lines, keep_lines_until, stepped_lines, write_lines
 from prefopt.module import PreferenceModule
 
 
@@ -21,8 +20,8 @@ class Validation(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: PreferenceModule) -> None:
         """A run that resumes looks again at what came after its checkpoint, and at once where it was killed in the look
         that follows the checkpoint."""
-        if trainer.is_global_zero and self.path.exists():
-            write_lines(self.path, [line for line in stepped_lines(self.path) if line["step"] <= trainer.global_step])
+        if trainer.is_global_zero:
+            keep_lines_until(self.path, trainer.global_step)
         if trainer.global_step and trainer.strategy.broadcast(_missing(self.path, trainer)):
             trainer.validating = True  # as Lightning does between two steps
             trainer.fit_loop.epoch_loop.val_loop.run()
@@ -34,8 +33,7 @@ class Validation(L.Callback):
         found = module.held_out_measures(self.examples)
         if not trainer.is_global_zero:
             return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": trainer.global_step, **found}) + "\n")
+        append_lines(self.path, [{"step": trainer.global_step, **found}])
         for logger in trainer.loggers:
             shown = {f"val/{name}": value for name, value in found.items() if value is not None}
             logger.log_metrics(shown, trainer.global_step)

@@ -24,8 +24,10 @@ exit_code = OK  # of the sweeps of this process; Hydra hands none through
 
 
 def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parallel: int) -> list[dict[str, Any]]:
-    """Run the jobs in `folder`, and keep the worst exit code. Returns the summary of each that was asked for: its status
-    alone of one that failed before it had any, {} of one that has not ended. Equal ones run once and have the same."""
+    """Run the jobs in `folder`, and keep the worst exit code. Returns the summary of each that was asked for: its
+    status alone of one that failed before it had any, {} of one that has not ended. Equal ones run once and have the
+    same.
+    """
     jobs = sound_jobs(compose, asked, folder, parallel)
     with Ledger(Path(folder).expanduser()) as ledger:
         keep_worst(Sweep(ledger, hydra_flags(), parallel, _gpus()).run(ledger.add(jobs)))

@@ -13,6 +13,7 @@ from prefopt.settings import StrategySettings
 
 def lightning_strategy(asked: StrategySettings, devices: int) -> str | Strategy:
     if asked.name == "deepspeed":
+        say("strategy=deepspeed: no checkpoints; a run that is interrupted begins again")
         return ZeRO(stage=asked.stage, offload_optimizer=asked.offload)
     if asked.name == "fsdp":
         return ModelParallelStrategy(devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -26,6 +27,3 @@ class ZeRO(DeepSpeedStrategy):
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         # Lightning has divided by the accumulation, and DeepSpeed would divide by it again.
         super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        say("strategy=deepspeed: no checkpoint; a run that is interrupted begins again")

@@ -109,7 +109,8 @@ def _failed(run: RunFolder, error: Exception) -> int:
     if not run.main_process:
         if not isinstance(error, NonFinite):  # it may know the reason, where the main process has lost its partner
             print(f"another rank failed: {plain(said.splitlines()[0])}", file=sys.stderr)
-        return FAILED
+            return FAILED
+        return OK  # every rank has stopped, and the main one is still writing: see `_recorded`
     try:
         run.save(status="failed", error=said)
         (run.path / "error.txt").write_text(scrubbed(traceback.format_exc()), "utf-8")
@@ -147,9 +148,12 @@ def _run(request: Request, run: RunFolder, stop: Stop) -> bool:
     if trainer.world_size != settings.trainer.devices:  # a launcher's variables, taken for this run's
         raise RequestError(f"trainer.devices={settings.trainer.devices}, but there are {trainer.world_size} processes")
     torch.manual_seed(settings.seed)
-    with own.taken(resume):
-        trainer.fit(module, datamodule=build_data(request, parts), ckpt_path=resume, weights_only=True)
-    run.save(skipped_steps=finite.skipped)
+    try:
+        with own.taken(resume):
+            trainer.fit(module, datamodule=build_data(request, parts), ckpt_path=resume, weights_only=True)
+    finally:
+        if trainer.global_step:  # else a checkpoint's number has not been read yet
+            run.summary["skipped_steps"] = finite.skipped
     stopped = any(guard.ends for guard in guards)
     for guard in guards:
         guard.go_back(module)

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 
 
 class Sums(Metric):
-    """`update(name=(sum, count), …)`, then `compute()` gives sum / count by name over all updates and ranks.
+    """`update({name: (sum, count), …})`, then `compute()` gives sum / count by name over all updates and ranks.
 
     Every update is kept until the end, a line of a few numbers, and the lines are added up exactly: the same updates
     give the same bits, whoever made them. The names are fixed by the first update; a name whose count is 0 is nan.

@@ -15,7 +15,7 @@ from prefopt.models.policy import Policy
 
 def recompute_layers(policy: Policy) -> None:
     """From now on, while it trains: every layer is computed a second time in backward, in the surroundings that its
-    first time had (`Policy.within`) and with the same random numbers. A critic of its own is left as it is."""
+    first time had (`Policy.within`) and with the same random numbers. A critic of its own is another policy."""
     layers = [m for m in policy.causal.base_model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise RequestError(

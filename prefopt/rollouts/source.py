@@ -20,6 +20,7 @@ from prefopt.models.policy import Policy
 from prefopt.models.reference import reference_logps
 from prefopt.objectives import Objective
 from prefopt.progress import say
+from prefopt.ranks import of_all_ranks
 from prefopt.records import Columns, Scores
 from prefopt.rewards import Answer, Calibrating
 from prefopt.rollouts.collection import Collection, Found, joined, ordered
@@ -117,7 +118,7 @@ class Rollouts(Source):
             own = self._answer(prompts, [place for pack in packs for place in pack], number)
             judged = self._judge(prompts, own)
             scores = [self._score(prompts, own, pack) for pack in packs]
-        self._keep(number, prompts, ordered(_gathered(Found(own, judged, joined(scores)), world)))
+        self._keep(number, prompts, ordered(of_all_ranks(Found(own, judged, joined(scores)), world)))
 
     def _answer(self, prompts: Sequence[Encoded], places: Sequence[int], number: int) -> dict[int, list[Tensor]]:
         """By place the answers to its prompt, on the CPU."""
@@ -218,12 +219,3 @@ def _credit(objective: Objective, scores: Scores, reward: Tensor) -> Columns:
     if objective.needs.reference:
         columns = {**columns, "ref_logps": scores.ref_logps}
     return columns
-
-
-def _gathered(own: Found, world: int) -> list[Found]:
-    """Of every rank."""
-    if world == 1:
-        return [own]
-    found: list[Any] = [None] * world
-    torch.distributed.all_gather_object(found, own)
-    return found

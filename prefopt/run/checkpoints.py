@@ -6,18 +6,21 @@ of the two is whole.
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from pathlib import Path
 
 from prefopt.progress import say
 
-LAST, PREVIOUS, UNREADABLE = "last.ckpt", "previous.ckpt", "unreadable.ckpt"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+UNREADABLE = {LAST: "unreadable.ckpt", PREVIOUS: "unreadable-previous.ckpt"}
 
 
 def sound(path: Path) -> bool:
     """Whether all bytes of a checkpoint are those that were written, and load without running code.
 
     torch.load does not look at the checksums of the archive that it reads: most flipped bits become other weights.
+    Raises OSError where the bytes cannot be read at this moment, which is no fault of theirs.
     """
     import torch
 
@@ -28,6 +31,10 @@ def sound(path: Path) -> bool:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # damaged bytes point to places before the file
+            raise
+        return False
     except Exception:  # whatever zipfile or torch make of bytes that are no checkpoint
         return False
     return True
@@ -48,8 +55,9 @@ def newest_sound(folder: Path, main_process: bool) -> Path | None:
             return path
         damaged = True
         if main_process:
-            say(f"warning: {path} is damaged: put aside as {UNREADABLE}")
-            path.replace(folder / UNREADABLE)
+            aside = UNREADABLE[path.name]
+            say(f"warning: {path} is damaged: put aside as {aside}")
+            path.replace(folder / aside)
     if damaged:
         say("warning: no sound checkpoint is left: the run begins anew")
     return None

@@ -65,6 +65,7 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         if not self.main_process:
+            self._hear()
             return self
         _check_held(self.path, self.config)
         self._new_parents = [folder for folder in self.path.absolute().parents if not folder.exists()]
@@ -82,6 +83,11 @@ class RunFolder:
             self._lock.release()
             raise
         return self
+
+    def _hear(self) -> None:
+        """A process that a launcher has started beside the main one leaves a finished run alone, as that does."""
+        with suppress(RequestError):
+            self.summary["status"] = read_json(self.path / "summary.json", "run_dir").get("status")
 
     def __exit__(self, *_: object) -> None:
         if self.main_process:

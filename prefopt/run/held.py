@@ -93,6 +93,7 @@ ENTRIES: Entries = (
     ("text", _text, ("config_hash", "comparable_hash", "data_hash", "tokens_hash", "base_hash")),
     ("text", _text, ("model_hash", "row_order_hash")),
     ("a whole number", _whole, ("seed", "steps", "examples", "tokens", "peak_memory_bytes", "parameters", "trainable")),
+    ("a whole number", _whole, ("skipped_steps",)),
     ("a number", _number, ("train_seconds", "pairs_per_second", "tokens_per_second", "sampling_seconds")),
     ("true or false", _truth, ("reward_is_log_odds",)),
     ("an object", _object, ("audit", "versions")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -47,16 +47,16 @@ def padded_tokens(batch: Batch, one: bool = False) -> int:
     return sum(len(rows) * lengths[rows[0]] for rows in _together(lengths, _room(batch, one)))
 
 
-def _room(batch: Batch, one: bool) -> float:
-    return math.inf if one else at_once(ROOM, batch.group.device)
+def _room(batch: Batch, one: bool) -> int:
+    return sys.maxsize if one else at_once(ROOM, batch.group.device)
 
 
-def _together(lengths: list[int], room: float) -> list[list[int]]:
+def _together(lengths: list[int], room: int) -> list[list[int]]:
     """Which rows share a layout, the longest first."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     found, start = [], 0
     while start < len(order):
-        size = int(max(1, min(len(order), room // lengths[order[start]])))
+        size = max(1, room // lengths[order[start]])
         found.append(order[start : start + size])
         start += size
     return found

@@ -53,10 +53,13 @@ def why_not(policy: Policy) -> str:
         return f"the model has layers of the kind {sorted(kinds)[0]}"
     if _drops_attention(policy):
         return "the model drops attention out in training"
+    kind = policy.device.type
+    # A CPU's autocast rounds by shape, which would pass for a difference; on a GPU it decides who attends.
+    mixed = kind != "cpu" and torch.is_autocast_enabled(kind)
+    near = 1e-3 if policy.precision in (torch.float32, torch.float64) and not mixed else 5e-2
     try:
-        # Not in autocast: its rounding depends on shapes, and would pass for a difference.
-        with policy.evaluating(), torch.autocast(policy.device.type, enabled=False):
-            return _tried(policy)
+        with policy.evaluating(), torch.autocast(kind, enabled=mixed):
+            return _tried(policy, near)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # models fail in their own ways when their attention is not what they expect
@@ -75,8 +78,9 @@ def _drops_attention(policy: Policy) -> bool:
 
 
 @torch.no_grad()
-def _tried(policy: Policy) -> str:
-    """Two trees against their rows one by one, in the model's own attention."""
+def _tried(policy: Policy, near: float) -> str:
+    """Two trees against their rows one by one, in the model's own attention. near: a difference, relative to the
+    largest state, that is rounding."""
     device, size = policy.device, policy.config.vocab_size
 
     def ids(n: int, first: int) -> Tensor:
@@ -87,7 +91,6 @@ def _tried(policy: Policy) -> str:
     planted = plant(batch)
     (forest,) = planted.forests
     states = forest_states(policy, forest)
-    near = 1e-3 if policy.precision in (torch.float32, torch.float64) else 5e-2
     if not _narrows(policy, forest, states, near):
         leave_whole(policy)
     sampled = SharedPrompts(policy, prompts, room=1)

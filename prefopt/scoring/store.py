@@ -29,7 +29,7 @@ from prefopt.progress import say, track
 from prefopt.records import Batch
 from prefopt.scoring.score import score
 
-VERSION = 1  # another way to score or to write must change it: what is kept is found by it
+VERSION = 1  # a way to score that differs by more than rounding, or to write, must change it: the key holds it
 PART = 2**22  # tokens of a file: what a fill has written when it is killed is what the next one need not compute
 
 Speaker = Callable[[], AbstractContextManager[Policy]]

@@ -53,14 +53,6 @@ class Rule:
 
 RULES = (
     Rule(
-        lambda c: c.precision == "auto" and c.devices > 1,
-        "trainer.precision=auto with several devices: it is measured, and they might disagree; take a name, e.g. 32",
-    ),
-    Rule(
-        lambda c: c.quantised and c.precision in ("64", "64-true"),
-        "trainer.precision={precision}: bitsandbytes has no float64; take 32, or a model without model.quant",
-    ),
-    Rule(
         lambda c: c.strategy == "single" and c.devices > 1,
         "trainer.devices={devices} needs strategy=ddp; strategy=single is one device",
     ),
@@ -110,6 +102,14 @@ RULES = (
     Rule(
         lambda c: c.strategy == "deepspeed" and c.precision not in ("32", "32-true"),
         "trainer.precision={precision}: DeepSpeed casts the policy, not its reference; take 32, or strategy=ddp",
+    ),
+    Rule(
+        lambda c: c.precision == "auto" and c.devices > 1,
+        "trainer.precision=auto with several devices: it is measured, and they might disagree; take a name, e.g. 32",
+    ),
+    Rule(
+        lambda c: c.quantised and c.precision in ("64", "64-true"),
+        "trainer.precision={precision}: bitsandbytes has no float64; take 32, or a model without model.quant",
     ),
 )
 
