@@ -35,12 +35,13 @@ PLACES = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt")
 
 class Killed(NamedTuple):
     """folder: a run that was interrupted at a step. result: what the uninterrupted one ends with. other: a sound
-    checkpoint of another run."""
+    checkpoint of another run. cache: where its reference log-probs are; computed anew they round elsewhere."""
 
     folder: Path
     asked: list[str]
     result: tuple[Any, ...]
     other: bytes
+    cache: Path
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def killed(tmp_path_factory) -> dict[str, Killed]:
                 killing.setattr(PreferenceModule, "training_step", dies_at(KILLED, PreferenceModule.training_step))
                 assert ask(train, *asked, "seed=0", f"run_dir={root / kind / 'killed'}").code == INTERRUPTED
             other = (root / kind / "other" / PLACES[0]).read_bytes()
-            found[kind] = Killed(root / kind / "killed", asked, result(root / kind / "whole"), other)
+            found[kind] = Killed(root / kind / "killed", asked, result(root / kind / "whole"), other, root / "cache")
     return found
 
 
@@ -150,7 +151,8 @@ def any_damage(draw: st.DrawFn, content: bytes) -> bytes | None:
 
 
 def resumed(killed: Killed, spoil: Callable[[Path], None]) -> None:
-    with case() as here:
+    with case() as here, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFOPT_CACHE", str(killed.cache))
         shutil.copytree(killed.folder, here / "run")
         spoil(here / "run")
         answer = ask(train, *killed.asked, "seed=0", "run_dir=run")
