@@ -806,7 +806,6 @@ MUTANTS = [
         ("the prompt's values learn from one branch", "dv.index_add_(0, trunk, dv_seen)", "pass"),
         ("a branch's view of the prompt does not learn", "dq.index_add_(0, at, dq_seen)", "pass"),
         ("branches in one sequence", "own += [tree.prompt + first, *rest]", "own += [tree.prompt + first + sum(rest)]"),
-        ("the seams of another forest", 'object.__setattr__(forest, "_seams", cut)', "Forest._seams = cut"),
     ),
     *of(
         "scoring/attention.py",

@@ -17,6 +17,7 @@ WHOLE = {
     "callbacks": {"Belonging": Belonging("mine").state_dict()},
     "optimizer_states": [{}],
     "lr_schedulers": [{}],
+    "rng": [{}],
 }
 
 

@@ -13,7 +13,14 @@ import torch
 from prefopt.errors import RequestError, first_line
 
 # What of a checkpoint must be there: Lightning begins anew with what is missing, without a word.
-PARTS = {"state_dict": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
+PARTS = {
+    "state_dict": dict,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "rng": list,
+}
 
 
 class Belonging(L.Callback):

@@ -96,9 +96,9 @@ def _checked(reader: type[ConfigSource]) -> Callable[[FileConfigSource, str], Co
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise RequestError(f"{file}:{line}: not YAML: {error.problem or error.context}") from error
-        except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-            if isinstance(error, RequestError):
-                raise
+        except (RequestError, MemoryError):
+            raise
+        except Exception as error:  # PyYAML's constructors fail in ways of their own on what only looks like a value
             raise RequestError(f"{file}: cannot be read as YAML: {first_line(error)}") from error
 
     return load_checked

@@ -27,7 +27,15 @@ CASES = int(os.environ.get("PREFOPT_FUZZ", "130"))
 SECONDS = 30.0  # of CPU, for a refusal: what grows with what was asked takes minutes; torch is loaded already
 PROGRESS = (
     *("data.train: ", "data.val: ", "data.prompts: ", "examples: ", "warning: ", "controlled world: ", "reference: "),
-    *("evaluation compares ", "resuming ", "trainer.precision=auto: ", "test rows: ", "held against ", "interrupted; "),
+    *(
+        "evaluation compares ",
+        "resuming ",
+        "going on from ",
+        "trainer.precision=auto: ",
+        "test rows: ",
+        "held against ",
+        "interrupted; ",
+    ),
 )
 
 fuzzed = settings(

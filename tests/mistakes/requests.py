@@ -187,6 +187,7 @@ FILES = [
     mistake(OWN, "own.yaml: ", " bytes of YAML; at most 1048576 are read", make=in_loss("a: b\n" * 300_000)),
     mistake(OWN, "mine/loss/own.yaml:3: not YAML: ", "'\\t'", make=in_loss(f"{DPO}beta:\n\t- 1\n")),
     mistake(OWN, "mine/loss/own.yaml:3: not YAML: found duplicate key beta", make=in_loss(f"{DPO}beta: 1\nbeta: 2\n")),
+    mistake(OWN, "mine/loss/own.yaml: cannot be read as YAML: ", make=in_loss("a: !!timestamp 2020\n")),
     mistake(OWN, "mine/loss/own.yaml: cannot be read as YAML: 'utf-8'", make=in_loss(b"beta: \xff\n")),
     mistake(
         OWN, "mine/loss/own.yaml:1: not YAML: ", "os.system", make=in_loss("!!python/object/apply:os.system [a]\n")
