@@ -130,6 +130,9 @@ def test_what_is_refused_between_two_accepted_ends_has_failed(tmp_path, capsys):
     assert "3" in tried
     assert [job["model.tiny.heads"] for job in runs.made] == [heads for heads in tried if heads != "3"]
     assert "failed: model.tiny.heads must be a divisor of hidden_size; got 3" in capsys.readouterr().err
+    before = len(runs.checked)
+    ask(runs, "model.tiny.heads=int(interval(1,4))", metric="loss", direction="minimize", trials=20)
+    assert len(runs.checked) == before + 2, "its two ends alone: every trial has its answer"
 
 
 def test_whole_numbers_and_the_least(tmp_path):

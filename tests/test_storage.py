@@ -16,7 +16,7 @@ import torch
 from prefopt.callbacks.steps import rows_until
 from prefopt.callbacks.storage import Storage
 from prefopt.errors import RequestError
-from prefopt.files import replacing, replacing_folder, stepped_lines
+from prefopt.files import append_lines, keep_lines_until, replacing, replacing_folder, stepped_lines
 from prefopt.module import _restore_rng, _rng_state
 from prefopt.objectives import create
 from prefopt.run import RunFolder, check_run_folder
@@ -222,6 +222,21 @@ def test_two_that_are_damaged_are_both_kept(tmp_path):
         "unreadable.ckpt": LAST,
         "unreadable-previous.ckpt": PREVIOUS,
     }
+
+
+def test_stepped_lines(tmp_path):
+    """A kill leaves half a line, even where the half is JSON; a run that resumes at step 2 writes step 3 again."""
+    path = tmp_path / "looks.jsonl"
+    append_lines(path, [{"step": 1}, {"step": 2}])
+    append_lines(path, [{"step": 3}])
+    with path.open("a") as stream:
+        stream.write('{"step": 4}')
+    assert stepped_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+    keep_lines_until(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    keep_lines_until(path, 0)
+    assert not path.exists()
+    keep_lines_until(path, 0)
 
 
 def test_every_rank_goes_on_with_its_own(monkeypatch):
