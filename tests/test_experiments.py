@@ -27,7 +27,9 @@ JOBS = {"beta_by_loss": 42, "label_noise": 36, "on_policy": 21, "overoptimisatio
 FIRST = {**JOBS, "overoptimisation": 10, "real_hh": 1, "sums": 1}  # of the first sweep, which is the judges'
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if FIRST[name] > 15 else name for name in FOLDERS]
+)
 def test_what_it_asks_for_is_sound(name, tmp_path, cache_dir, monkeypatch):
     asked = []
 

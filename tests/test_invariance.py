@@ -72,7 +72,8 @@ def test_micro_batches(whole, name, micro_batch_size):
     same(outcome(name, micro_batch_size), whole[name])
 
 
-@pytest.mark.parametrize("micro_batch_size", [pytest.param(8, marks=pytest.mark.long), 3])
+@pytest.mark.parametrize("micro_batch_size", [8, 3])
+@pytest.mark.long
 def test_two_gloo_ranks(whole, tmp_path, micro_batch_size):
     """Two processes, each with half of the rows; with 3 a step, the last micro-batches are partial or empty."""
     found = two_ranks(tmp_path, outcomes, micro_batch_size)

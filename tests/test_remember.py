@@ -143,6 +143,7 @@ sys.exit(train(compose_request(asked(Path(folder), name, model))))
 """
 
 
+@pytest.mark.long
 def test_two_processes_fill_and_one_is_killed(model, made, tmp_path):
     """Both begin at once; the one that fills is killed in the middle; the other one goes on, and what lies there then
     is whole: a third run computes nothing and learns the same."""

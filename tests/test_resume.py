@@ -92,6 +92,7 @@ def test_killed_once(cache_dir, tmp_path):
     check("kto", [8], cache_dir, tmp_path)
 
 
+@pytest.mark.long
 def test_killed_inside_a_collection(cache_dir, tmp_path):
     """Answers, optimiser, value head, coefficient and running statistics go on where they were."""
     check("ppo", [10], cache_dir, tmp_path, *SPEAKING)

@@ -28,6 +28,7 @@ from prefopt.jobs.others import others_hash
 from prefopt.jobs.train import train
 from prefopt.progress import is_main_process
 from prefopt.run import without_places
+from prefopt.settings import Settings
 from prefopt.settings.checks import seconds_of
 from prefopt.sweep.processes import clean_environment
 from tests.test_resume import read
@@ -274,6 +275,7 @@ def test_reward_models_are_told_by_their_weights(tmp_path):
         reward = SimpleNamespace(models=lambda: [("reward.names", str(tmp_path / name)) for name in names])
         model, source = SimpleNamespace(reference="auto"), SimpleNamespace(watch=watch)
         settings = SimpleNamespace(model=model, source=source, reward=reward)
+        settings.judges = lambda: Settings.judges(settings)
         return others_hash(SimpleNamespace(settings=settings, on_policy=on_policy, objective=None))
 
     both = found(True, str(tmp_path / "two"), "one", "two")

@@ -77,7 +77,6 @@ def build_request(
     settings = read_settings(cfg)
     with with_an_end():
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    check_finite(plain)
     check_targets(plain)
     check_places(settings, plain, awaited)
     origin = open_origin(settings.data, Path(settings.cache_dir).expanduser())
@@ -99,6 +98,7 @@ def build_request(
         float(schedule(0, 1))
     except Exception as error:  # each says what is wrong with its options in its own way
         raise RequestError(f"optimizer or schedule: {first_line(error)}") from error
+    check_finite(plain)
     return Request(
         settings=settings,
         origin=origin,

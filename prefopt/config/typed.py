@@ -36,7 +36,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         if cfg.pop("sweep", None) is not None:
             raise RequestError("sweep= names many runs: start them with -m")
         if cfg.pop("pipeline", None) is not None:
-            raise RequestError("pipeline= is several runs, one after another: prefopt.train starts it, without -m")
+            raise RequestError("pipeline= is several runs, one after another: start it by itself, without -m")
         if (folder := cfg.pop("pipeline_dir", None)) is not None:
             raise RequestError(f"pipeline_dir={folder} is for a pipeline; name one, e.g. pipeline=rlhf")
     for key in cfg:
