@@ -1374,10 +1374,6 @@ MUTANTS = [
         ("numpy draws anew", 'np.random.set_state(("MT19937", _numbers(words), *rest))', "pass"),
     ),
     *of(
-        "ranks.py",
-        ("the first rank's alone", "torch.distributed.all_gather_object(found, own)", "found[0] = own"),
-    ),
-    *of(
         "progress.py",
         ("srun is not known", ', "SLURM_PROCID")', ")"),
         ("torchrun is not known", '("RANK",) if "RANK" in os.environ else ', ""),
@@ -1410,10 +1406,6 @@ MUTANTS = [
         ("rounded on the way", "return math.fsum(values)", "return sum(values)"),
         ("infinities end the run", "except (OverflowError, ValueError):", "except OverflowError:"),
         ("beyond float64 ends the run", "except (OverflowError, ValueError):", "except ValueError:"),
-    ),
-    *of(
-        "ranks.py",
-        ("the first rank's alone", "torch.distributed.all_gather_object(found, own)", "found[0] = own"),
     ),
     *of(
         "progress.py",
