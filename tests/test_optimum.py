@@ -41,6 +41,7 @@ def test_wrong_settings_are_refused(tmp_path: Path, monkeypatch, capsys, setting
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_real_runs_are_held_against_it(cache_dir, small, tmp_path: Path, monkeypatch, capsys):
     """A policy far off, the base itself sampled again, and the cache of their training; off leaves no trace."""
     for rate, name in ((0.01, "far"), (1e-9, "still")):

@@ -63,7 +63,13 @@ def desk(tmp_path, cache_dir) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("arguments", ["experiment=demo", *TRAIN])
+RANKS = pytest.mark.long  # two processes of the slowest start; test_ranks has them every time
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(a, marks=RANKS) if "strategy=ddp" in a else a for a in ("experiment=demo", *TRAIN)],
+)
 def test_training_commands(desk, cache_dir, arguments, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     if "model.name" in arguments:

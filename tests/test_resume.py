@@ -112,6 +112,7 @@ def test_killed_at_five_random_steps(loss, cache_dir, tmp_path):
     check(loss, sorted(random.Random(loss).sample(range(1, STEPS), 5)), cache_dir, tmp_path)
 
 
+@pytest.mark.long
 def test_a_look_that_was_killed_is_looked_again(small, tmp_path, monkeypatch):
     """At a step in between and at the last, each after its checkpoint: validation.jsonl lacks no line and has none
     twice, the last one cut off or not, and the run goes on as if nothing had been."""
