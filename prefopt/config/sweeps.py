@@ -51,7 +51,7 @@ def sound_jobs(compose: Compose, asked: Iterable[Sequence[str]], folder: str, pa
     check_can_be_made(at_home(folder, "sweep_dir"), "sweep_dir")
     typed = set(_arguments().overrides)
     jobs = [_job(compose, o, [word for word in o if word not in typed]) for o in _expanded(compose, asked)]
-    gpus, most = _gpus(), max(job.devices for job in jobs)
+    gpus, most = _gpus(), max(job.gpus for job in jobs)
     if gpus and most > len(gpus):
         raise RequestError(f"trainer.devices={most}: this machine has {len(gpus)} GPUs")
     return jobs
@@ -83,7 +83,7 @@ def _job(compose: Compose, overrides: Sequence[str], own: Sequence[str]) -> Job:
         first, *more = str(error).splitlines()
         raise RequestError("\n".join([f"{first} (job: {' '.join(overrides)})", *more])) from error
     trainer = request.settings.trainer
-    return Job.of(overrides, own, request.plain, 0 if trainer.accelerator == "cpu" else trainer.devices)
+    return Job.of(overrides, own, request.plain, trainer.devices, trainer.accelerator == "cpu")
 
 
 def hydra_flags() -> list[str]:

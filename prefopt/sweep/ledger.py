@@ -28,17 +28,25 @@ class Job:
     name: str
     overrides: list[str]
     devices: int = 1
+    on_cpu: bool = False
     status: str = PENDING
     exit_code: int | None = None
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, overrides: Sequence[str], own: Sequence[str], plain: dict[str, Any], devices: int) -> Job:
+    def of(
+        cls, overrides: Sequence[str], own: Sequence[str], plain: dict[str, Any], devices: int, on_cpu: bool = False
+    ) -> Job:
         """own: the overrides that the sweep gave it; plain: the resolved request."""
         key = config_hash(without_places(plain))[:12]
         words = [_word(scrubbed(override)) for override in own]
         stem = re.sub(r"[^\w.-]+", "_", "-".join(word for word in words if word))[:80].strip("-_") or "run"
-        return cls(key, f"{stem}-{key[:6]}", list(overrides), devices)
+        return cls(key, f"{stem}-{key[:6]}", list(overrides), devices, on_cpu)
+
+    @property
+    def gpus(self) -> int:
+        """That it needs where there are any."""
+        return 0 if self.on_cpu else self.devices
 
 
 def _word(override: str) -> str:

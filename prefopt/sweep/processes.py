@@ -80,7 +80,7 @@ class Sweep:
     # ------------------------------------------------------------ one job
 
     def _start(self, job: Job) -> None:
-        gpus, self._free = (self._free[: job.devices], self._free[job.devices :]) if self._free else ([], [])
+        gpus, self._free = (self._free[: job.gpus], self._free[job.gpus :]) if self._free else ([], [])
         command = python_command("prefopt.train", [*self.flags, *job.overrides], self.ledger.run_dir(job))
         log = self.ledger.log(job)
         log.parent.mkdir(exist_ok=True)
@@ -132,7 +132,7 @@ class Sweep:
     # ------------------------------------------------------------ GPUs
 
     def _has_room(self, job: Job) -> bool:
-        return not (self._free or any(r.gpus for r in self._running)) or len(self._free) >= job.devices
+        return not (self._free or any(r.gpus for r in self._running)) or len(self._free) >= job.gpus
 
 
 def python_command(module: str, words: Sequence[str], run_dir: Path) -> list[str]:
