@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 demo: $(VENV)/ready  ## DPO on the embedded controlled world, offline: three minutes on two cores
 	$(BIN)/python -m prefopt.train experiment=demo
 
-test: $(VENV)/ready  ## the tests, about ten minutes on two cores
+test: $(VENV)/ready  ## the tests, eleven minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/ready  ## the long tests too

@@ -8,7 +8,7 @@ memory     peak of a DPO loss under a vocabulary of 128k, by completion tokens: 
 attention  FlexAttention against varlen flash attention merged by log-sum-exp, on the same forests
 sharing    prompt:completion at 1:4 to 8:1: a prompt read once, once for each completion, padded, and as TRL does it
 
-Systems whose peaks matter run in processes of their own, in turn, round after round; the first pass over the steps
+The systems of speed run in processes of their own, in turn, round after round; the first pass over the steps
 warms up and is not counted. What is optional (TRL, Liger) is reported as absent where it cannot be had; --peers names
 TRL's environment, made where it is missing, or is none. The parts are meant to take about eight minutes on an H100,
 most of them starting and compiling: three to four, one, one and two; fewer --parts, --modes or --rounds take less. The

@@ -54,3 +54,13 @@ def real_data() -> Path:
     if not where:
         pytest.skip("PREFOPT_TEST_DATA is not set")
     return Path(where)
+
+
+@pytest.fixture
+def plain_kernels(monkeypatch):
+    """Matrices in the place of flash attention's kernels, which a CPU does not have."""
+    from prefopt.scoring import varlen
+    from tests.scoring.kernels import plain_backward, plain_forward
+
+    monkeypatch.setattr(varlen, "flash_forward", plain_forward)
+    monkeypatch.setattr(varlen, "flash_backward", plain_backward)

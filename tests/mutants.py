@@ -875,7 +875,7 @@ MUTANTS = [
     ),
     *of(
         "config/search.py",
-        ("a refused trial waits for ever", 'of, number, {"status": "failed"}, "")', 'of, number, {}, "")'),
+        ("a refused trial waits for ever", 'return [{"status": "failed"}]', "return [{}]"),
         ("a named sweep is searched", "if named is not None:", "if False:"),
         ("the same is proposed again", "wanted.seed + len(study.trials)", "wanted.seed"),
         ("what was begun is forgotten", "if self.begun:", "if False:"),

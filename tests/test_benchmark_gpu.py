@@ -18,7 +18,6 @@ from benchmarks.systems.gpu_common import SHAPES, Settings, write_steps
 from prefopt.objectives import create
 from prefopt.scoring import forest, logprobs
 from prefopt.scoring.forest import Tree
-from tests.scoring.kernels import plain_kernels  # noqa: F401  a fixture
 
 TINY = dict(zip(SHAPES["1b"], (4, 6, 1, 2, 1, 10), strict=True))  # hidden, inner, layers, heads, key heads, words
 SETTINGS = Settings("miniature", "cpu", seed=0, passes=1)

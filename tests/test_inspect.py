@@ -96,3 +96,11 @@ def test_of_a_ranking_the_best_and_the_worst_are_shown_and_labels_by_their_names
 
 def test_plain_text_steers_nothing():
     assert plain("a\u001b[31mb\r\n\u202ec ü🙂") == "a\\x1b[31mb\\r\\n\\u202ec ü🙂"
+
+
+def test_several_requests_are_none(ask, capsys: pytest.CaptureFixture):
+    """With -m Hydra would hand them to the sweep, which trains."""
+    with pytest.raises(SystemExit) as ended:
+        ask("-m", "seed=0,1")
+    assert ended.value.code == WRONG
+    assert "leave -m out" in capsys.readouterr().err

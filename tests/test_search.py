@@ -56,9 +56,9 @@ def test_it_finds_the_best_of_every_method_in_as_many_trials(tmp_path, capsys):
 
     runs = Runs(tmp_path, run, parallel=2)
     ask(runs, "loss=dpo,ipo", BETA, trials=25)
-    assert runs.checked[:4] == [
-        {"loss": loss, "loss.beta": beta} for beta in ("0.01", "1.0") for loss in ("dpo", "ipo")
-    ], "both ends, of every method, before the first run"
+    assert runs.checked == [{"loss": loss, "loss.beta": beta} for beta in ("0.01", "1.0") for loss in ("dpo", "ipo")], (
+        "both ends, of every method, before the first run"
+    )
     for loss, best in (("dpo", 0.03), ("ipo", 0.3)):
         tried = [job["loss.beta"] for job in runs.made if job["loss"] == loss]
         assert len(tried) == 25
@@ -119,20 +119,37 @@ def test_what_is_refused_between_two_accepted_ends_has_failed(tmp_path, capsys):
 
     class Picky(Runs):
         def check(self, job_overrides):
-            super().check(job_overrides)
-            if any(job["model.tiny.heads"] == "3" for job in self.checked[-len(job_overrides) :]):
+            if ["model.tiny.heads=3"] in [list(job) for job in job_overrides]:
                 raise RequestError("model.tiny.heads must be a divisor of hidden_size; got 3")
 
+        def launch(self, job_overrides, initial_job_idx):
+            tried.extend(job[0].partition("=")[2] for job in job_overrides)
+            self.check(job_overrides)
+            return super().launch(job_overrides, initial_job_idx)
+
+    tried: list[str] = []
     runs = Picky(tmp_path, lambda job: {"status": "finished", "loss": float(job["model.tiny.heads"])})
     ask(runs, "model.tiny.heads=int(interval(1,4))", metric="loss", direction="minimize", trials=20)
-    tried = [job["model.tiny.heads"] for job in runs.checked[2:]]
     assert len(tried) == 20
     assert "3" in tried
     assert [job["model.tiny.heads"] for job in runs.made] == [heads for heads in tried if heads != "3"]
     assert "failed: model.tiny.heads must be a divisor of hidden_size; got 3" in capsys.readouterr().err
-    before = len(runs.checked)
     ask(runs, "model.tiny.heads=int(interval(1,4))", metric="loss", direction="minimize", trials=20)
-    assert len(runs.checked) == before + 2, "its two ends alone: every trial has its answer"
+    assert len(tried) == 20, "every trial has its answer"
+
+
+def test_a_sweep_that_cannot_begin_fails_no_trial(tmp_path):
+    """Another process holds the folder: the search ends, and its trials wait."""
+
+    class Held(Runs):
+        def launch(self, job_overrides, initial_job_idx):
+            raise RequestError("another process runs this sweep")
+
+    with pytest.raises(RequestError, match="another process"):
+        ask(Held(tmp_path, peak), BETA, trials=3)
+    again = Runs(tmp_path, peak)
+    ask(again, BETA, trials=3)
+    assert len(again.made) == 3
 
 
 def test_whole_numbers_and_the_least(tmp_path):

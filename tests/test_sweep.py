@@ -16,9 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from prefopt.config import compose_request
 from prefopt.config.explain import points
-from prefopt.errors import FAILED, OK, WRONG
+from prefopt.errors import FAILED, OK, WRONG, RequestError
 from prefopt.jobs.train import train
-from prefopt.sweep.ledger import Job
+from prefopt.sweep.ledger import Job, Ledger
 from prefopt.sweep.processes import Sweep, quoted
 from prefopt.train import main
 from tests.models.saved import pairs_file, saved_model
@@ -250,3 +250,23 @@ def test_names_of_jobs():
 def test_folders_of_any_name(name):
     (override,) = OverridesParser.create().parse_overrides([f"run_dir={quoted(name)}"])
     assert override.value() == name
+
+
+def test_jobs_on_a_cpu_need_no_gpu(monkeypatch, tmp_path):
+    """Of one GPU nothing is taken, and two ranks on the CPU are not too many."""
+    seen: list[Job] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(Sweep, "run", lambda self, jobs: seen.extend(jobs) or OK)
+    asked = ["-m", "strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "seed=0,1"]
+    asked += [f"sweep_dir={tmp_path / 'sweep'}", f"cache_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["prefopt.train", *asked])
+    assert main() == OK
+    assert [(job.devices, job.gpus) for job in seen] == [(2, 0)] * 2
+
+
+@pytest.mark.parametrize("content", ["{}", '{"jobs": [5]}', '{"jobs": [{"key": "a", "colour": 1}]}', "{"])
+def test_a_foreign_ledger_is_refused_and_let_go(content, tmp_path):
+    (tmp_path / "sweep.json").write_text(content)
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"its sweep\.json .*\nname a new sweep_dir"), Ledger(tmp_path):
+            pass

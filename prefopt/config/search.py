@@ -126,25 +126,30 @@ def search(overrides: Sequence[Override], wanted: Wanted, launcher: Launcher) ->
     intervals = [str(o.input_line) for o in overrides if o.is_interval_sweep()]
     searches = [_begin(point, intervals, wanted, Path(launcher.folder).expanduser()) for point in points]
     while batch := list(_batch(searches, ranges, wanted.trials, launcher.parallel)):
-        sound = [(of, number) for of, number in batch if _accepted(of, number, launcher)]
-        returned = launcher.launch([of.job(number) for of, number in sound], 0) if sound else []
-        for (of, number), one in zip(sound, returned, strict=True):
-            _tell(of, number, one.return_value, wanted.metric)
-        if any(one.return_value.get("status") not in (*ENDED, "failed") for one in returned):
+        summaries = _launched(batch, launcher)
+        for (of, number), summary in zip(batch, summaries, strict=True):
+            _tell(of, number, summary, wanted.metric)
+        if any(summary.get("status") not in (*ENDED, "failed") for summary in summaries):
             return  # interrupted: what has begun is the next sweep's to end
     for of in searches:
         _say_best(of, wanted, [o for o in of.overrides if any(o not in other.overrides for other in searches)])
 
 
-def _accepted(of: Search, number: int, launcher: Launcher) -> bool:
-    """A trial between two accepted ends may be refused: it has failed, and the search goes on."""
+def _launched(batch: Sequence[tuple[Search, int]], launcher: Launcher) -> list[dict[str, Any]]:
+    """The summary of each trial. One between two accepted ends may be refused: it has failed, and the others run."""
     try:
-        launcher.check([of.job(number)])
+        returned = launcher.launch([of.job(number) for of, number in batch], 0)
+        return [one.return_value for one in returned]
     except RequestError as error:
-        say(f"trial {number} failed: {first_line(error)}")
-        _tell(of, number, {"status": "failed"}, "")
-        return False
-    return True
+        if len(batch) > 1:
+            return [summary for one in batch for summary in _launched([one], launcher)]
+        ((of, number),) = batch
+        try:
+            launcher.check([of.job(number)])
+        except RequestError:
+            say(f"trial {number} failed: {first_line(error)}")
+            return [{"status": "failed"}]
+        raise  # not the trial's fault
 
 
 def _readable(value: float) -> str:

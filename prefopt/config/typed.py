@@ -14,10 +14,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from prefopt.config.explain import no_key
 from prefopt.config.guard import check_found
 from prefopt.errors import RequestError, first_line
-from prefopt.settings import Settings
+from prefopt.settings import BUILT, Settings
 
 Keys = TypeVar("Keys")
-BUILT = ("loss", "optimizer", "schedule", "strategy")
 SECTIONS = tuple(field.name for field in fields(Settings))
 
 

@@ -103,18 +103,17 @@ def _recorded(request: Request, run: RunFolder, stop: Stop) -> int:
 
 def _failed(run: RunFolder, error: Exception) -> int:
     """Written down where that can still be done: a full disk has no room for the reason either."""
-    said, written = f"{type(error).__name__}: {error}", run.path / "error.txt"
-    if isinstance(error, NonFinite):
-        written = error.file
-    if not run.main_process:
-        if not isinstance(error, NonFinite):  # it may know the reason, where the main process has lost its partner
-            print(f"another rank failed: {plain(said.splitlines()[0])}", file=sys.stderr)
-            return FAILED
+    said, trace = f"{type(error).__name__}: {error}", run.path / "error.txt"
+    told = error.file if isinstance(error, NonFinite) else None
+    if not run.main_process and told:
         return OK  # every rank has stopped, and the main one is still writing: see `_recorded`
+    if not run.main_process:  # it may know the reason, where the main process has lost its partner
+        print(f"another rank failed: {plain(said.splitlines()[0])}", file=sys.stderr)
+        return FAILED
     try:
         run.save(status="failed", error=said)
-        (run.path / "error.txt").write_text(scrubbed(traceback.format_exc()), "utf-8")
-        where = f"see {written}"
+        trace.write_text(scrubbed(traceback.format_exc()), "utf-8")
+        where = f"see {told or trace}"
     except OSError as unwritten:
         where = f"{run.path} cannot be written to: {unwritten.strerror or unwritten}"
     print(f"the run failed: {plain(said.splitlines()[0])}\n{where}", file=sys.stderr)

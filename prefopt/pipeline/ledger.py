@@ -42,20 +42,23 @@ class Ledger:
             raise RequestError(f"pipeline_dir={self.folder}: another process runs this pipeline") from None
         try:
             self._recall()
-        except (KeyError, TypeError) as error:
+        except BaseException:
             self._lock.release()
-            raise RequestError(
-                f"pipeline_dir={self.folder}: its {FILE} is no pipeline's\nname a new pipeline_dir"
-            ) from error
+            raise
         self.write()
         return self
 
     def _recall(self) -> None:
         """What earlier attempts took."""
-        for held in _held(self.folder).get("stages", []):
-            entry = self.entries.get(self.folder / held["folder"])
-            if entry is not None:
-                entry["seconds"], entry["exit_code"] = float(held["seconds"]), held["exit_code"]
+        stages = _held(self.folder).get("stages", [])
+        try:
+            for held in stages:
+                entry = self.entries.get(self.folder / held["folder"])
+                if entry is not None:
+                    entry["seconds"], entry["exit_code"] = float(held["seconds"]), held["exit_code"]
+        except (KeyError, TypeError, ValueError) as error:
+            named = f"pipeline_dir={self.folder}"
+            raise RequestError(f"{named}: its {FILE} is no pipeline's\nname a new pipeline_dir") from error
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()

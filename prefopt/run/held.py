@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from prefopt.errors import RequestError
 from prefopt.files import read_json
+from prefopt.settings import BUILT, Settings
 
 SCHEMA = 1
 LARGEST = 1e300  # of a number; what is computed from it must stay one
-SECTIONS = (
-    *("model", "data", "source", "reward", "guards", "trainer", "evaluation"),
-    *("loss", "optimizer", "schedule", "strategy"),
-)
+SECTIONS = (*(name for name, kind in get_type_hints(Settings).items() if is_dataclass(kind)), *BUILT)
 
 
 def held_config(file: Path, named: str, way_out: str = "") -> dict[str, Any]:

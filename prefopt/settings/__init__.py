@@ -12,10 +12,18 @@ from prefopt.settings.data import DataSettings, WorldSettings
 from prefopt.settings.guards import GuardSettings, GuardsSettings
 from prefopt.settings.models import ALL_LINEAR, AdapterSettings, ModelSettings, QuantSettings, TinySettings
 from prefopt.settings.rewards import RewardSettings
-from prefopt.settings.training import EvaluationSettings, Settings, SourceSettings, StrategySettings, TrainerSettings
+from prefopt.settings.training import (
+    BUILT,
+    EvaluationSettings,
+    Settings,
+    SourceSettings,
+    StrategySettings,
+    TrainerSettings,
+)
 
 __all__ = [
     "ALL_LINEAR",
+    "BUILT",
     "AdapterSettings",
     "AskedEvaluation",
     "DataSettings",

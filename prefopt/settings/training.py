@@ -104,6 +104,9 @@ class EvaluationSettings:
         require(self.temperature > 0, "evaluation.temperature", "above 0", self.temperature)
 
 
+BUILT = ("loss", "optimizer", "schedule", "strategy")  # sections of a request that become objects of their own
+
+
 @dataclass(kw_only=True)
 class Settings:
     """A resolved request, but for strategy; loss, optimizer and schedule are built from their own `_target_`."""

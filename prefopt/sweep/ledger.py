@@ -72,15 +72,23 @@ class Ledger:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RequestError(f"sweep_dir={self.folder}: another process runs this sweep") from None
-        if self._file.is_file():
-            named, way_out = f"sweep_dir={self.folder}", "\nname a new sweep_dir"
-            held = read_json(self._file, named, way_out)
-            try:
-                self.jobs = {entry["key"]: Job(**entry) for entry in held["jobs"]}
-            except (KeyError, TypeError) as error:
-                self._lock.release()
-                raise RequestError(f"{named}: its {self._file.name} is no sweep's{way_out}") from error
+        try:
+            self._recall()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
+
+    def _recall(self) -> None:
+        """What earlier attempts left."""
+        if not self._file.is_file():
+            return
+        named, way_out = f"sweep_dir={self.folder}", "\nname a new sweep_dir"
+        held = read_json(self._file, named, way_out)
+        try:
+            self.jobs = {entry["key"]: Job(**entry) for entry in held["jobs"]}
+        except (KeyError, TypeError) as error:
+            raise RequestError(f"{named}: its {self._file.name} is no sweep's{way_out}") from error
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()

@@ -5,18 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-import pytest
 import torch
 from torch import Tensor
 
-from prefopt.scoring import varlen
 from prefopt.scoring.varlen import Sequences
-
-
-@pytest.fixture
-def plain_kernels(monkeypatch):
-    monkeypatch.setattr(varlen, "flash_forward", plain_forward)
-    monkeypatch.setattr(varlen, "flash_backward", plain_backward)
 
 
 def plain_forward(

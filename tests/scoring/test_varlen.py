@@ -13,7 +13,6 @@ from prefopt.scoring import forest, score, sharing, varlen
 from prefopt.scoring.attention import attend
 from prefopt.scoring.forest import Forest, Tree
 from prefopt.scoring.varlen import seams
-from tests.scoring.kernels import plain_kernels  # noqa: F401  a fixture
 from tests.scoring.test_score import batch
 from tests.toy import toy_model
 
