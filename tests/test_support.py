@@ -83,6 +83,15 @@ def test_refused_before_any_weight_is_loaded(overrides, said, tmp_path, monkeypa
         compose_request([*overrides.split(), "trainer.accelerator=cpu", f"cache_dir={tmp_path}"])
 
 
+def test_an_adapter_named_as_the_model_goes_on_too(tmp_path):
+    """Sharded, its start could only be kept as a copy of it; the rule is that of model.adapter.start."""
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    asked = ["model=hf_lora", f"model.name={tmp_path / 'adapter'}", f"cache_dir={tmp_path}", "trainer.accelerator=cpu"]
+    with pytest.raises(RequestError, match="strategy=fsdp: evaluation compares with the start"):
+        compose_request([*asked, "strategy=fsdp", "trainer.devices=2"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

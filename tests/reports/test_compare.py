@@ -372,6 +372,8 @@ def test_the_tables_agree_with_the_page(tmp_path: Path, monkeypatch: pytest.Monk
     for seed, gaps in ((0, [1.0, 2.0, 3.0, -1.0]), (1, [1.0, 2.0, -3.0, -1.0])):
         write_run(tmp_path / f"runs/dpo{seed}", seed=seed, gaps=gaps)
         write_run(tmp_path / f"runs/ipo{seed}", seed=seed, loss="ipo")
+    (tmp_path / "report/figures").mkdir(parents=True)
+    (tmp_path / "report/figures/an_earlier_reports.png").write_bytes(b"old")
     out = written(tmp_path, monkeypatch)
     page, text = ((out / name).read_text("utf-8") for name in ("index.html", "results.md"))
     rows = list(csv.DictReader((out / "results.csv").open()))
