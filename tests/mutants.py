@@ -45,6 +45,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "data/loader": ("tests/data/test_loader.py", *RANKS),
     "data/": DATA,
     "scoring/store": ("tests/scoring/test_store.py",),
+    "scoring/few_rows": ("tests/scoring/test_few_rows.py",),
     "scoring/generate": ("tests/scoring/test_generate.py",),
     "scoring/kv_cache": ("tests/scoring/test_generate.py",),
     "jobs/precision": ("tests/test_precision.py",),
@@ -855,7 +856,7 @@ MUTANTS = [
     ),
     *of(
         "scoring/kv_cache.py",
-        ("columns before a prompt are seen", "columns >= before[:, None]", "columns >= 0 * before[:, None]"),
+        ("columns before a prompt are seen", "columns < before[:, None]", "columns < 0 * before[:, None]"),
         ("positions stand still", "self._positions = self._positions + 1", "pass"),
         ("equal prompts are mixed up", "[torch.tensor(which, device", "[torch.tensor(sorted(which), device"),
         ("rows leave without their keys", "(keys[rows], values[rows])", "(keys[: len(rows)], values[: len(rows)])"),
@@ -865,7 +866,14 @@ MUTANTS = [
         "scoring/generate.py",
         ("an answer ends again", "ended = going & torch.isin(ids, ends)", "ended = torch.isin(ids, ends)"),
         ("answers are mixed up", "tokens[live, step] = ids", "tokens[: len(ids), step] = ids"),
-        ("weights stay by column", "weight.data = weight.data.contiguous()", "pass"),
+    ),
+    *of(
+        "scoring/few_rows.py",
+        ("laid out for other rows", "if rows != self._rows:", "if not self._rows:"),
+        ("left behind", "del module.forward", "pass"),
+        ("autocast is not seen", ' or torch.is_autocast_enabled("cpu")', ""),
+        ("the bias is lost", "self._laid, self._weight, self._bias", "self._laid, self._weight, None"),
+        ("copies of any size", " and size <= ROOM", ""),
     ),
     *of(
         "jobs/precision.py",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from prefopt.models.policy import Policy
 from prefopt.progress import track
+from prefopt.scoring.few_rows import few_rows
 from prefopt.scoring.kv_cache import PaddedPrompts, SharedPrompts
 from prefopt.scoring.sharing import shares_prompts
 
@@ -47,7 +47,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[Tensor] = [prompts[0]] * len(prompts)
     starts = range(0, len(order), batch_size)
-    with policy.evaluating(), _by_column(policy):
+    with policy.evaluating(), few_rows(policy):
         for start in starts if quiet else track(starts, "sampling", len(starts)):
             chosen = order[start : start + batch_size]
             found = _generate([prompts[i] for i in chosen], policy, max_new_tokens, draw, watch)
@@ -90,21 +90,6 @@ def _generate(
             ids, live, going = ids[kept], live[kept], going[kept]
         states = rows.step(ids)
     return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-
-
-@contextmanager
-def _by_column(policy: Policy) -> Iterator[None]:
-    """On a CPU the linear layers' weights lie in memory column by column while it lasts: a product with few rows, as
-    every decoding step's, reads them twice as fast. Shapes, values and parameters stay what they are."""
-    linear = [module for module in policy.model.modules() if type(module) is torch.nn.Linear]
-    weights = list({id(m.weight): m.weight for m in linear if m.weight.device.type == "cpu"}.values())
-    try:
-        for weight in weights:
-            weight.data = weight.data.t().contiguous().t()
-        yield
-    finally:
-        for weight in weights:
-            weight.data = weight.data.contiguous()
 
 
 def _draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:

@@ -36,7 +36,7 @@ class SharedPrompts:
         self._read: dict[int, list[tuple[Tensor, Tensor]]] = {}  # of the prompts, [key heads, T, D] a forest
         before = self._used - self._positions
         columns = torch.arange(self._used + room, device=policy.device)
-        self._seen = columns >= before[:, None]
+        self._mask = torch.where(columns < before[:, None], -torch.inf, 0.0)
 
     def start(self) -> Tensor:
         """[N, H] the states that predict the first tokens."""
@@ -65,7 +65,7 @@ class SharedPrompts:
         return states[:, 0]
 
     def keep(self, rows: Tensor) -> None:
-        self._positions, self._seen = self._positions[rows], self._seen[rows]
+        self._positions, self._mask = self._positions[rows], self._mask[rows]
         self._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
 
     # ------------------------------------------------------------ for `attend_rows`
@@ -75,10 +75,12 @@ class SharedPrompts:
         self._read.setdefault(layer, []).append((keys[0], values[0]))
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A new token's, [N, key heads, 1, D], in; all so far, and [N, 1, 1, columns] which of them exist, out."""
+        """A new token's, [N, key heads, 1, D], in; all so far, and [N, 1, 1, columns] that hides those before a
+        prompt, out."""
         keys, values = self._layers[layer]
         keys[:, :, self._used - 1], values[:, :, self._used - 1] = key[:, :, 0], value[:, :, 0]
-        return keys[:, :, : self._used], values[:, :, : self._used], self._seen[:, None, None, : self._used]
+        mask = self._mask[:, None, None, : self._used].to(values.dtype)
+        return keys[:, :, : self._used], values[:, :, : self._used], mask
 
     def _forward(self, ids: Tensor, positions: Tensor, read: Tensor | None = None, **more: Any) -> Tensor:
         with attention_named(self._policy.config, NAME), narrowed(self._policy, read):
@@ -109,10 +111,10 @@ def attend_rows(
     if forest is not None:
         rows.remember(layer, key, value)
         return attend(module, query, key, value, attention_mask, scaling, forest=forest, **others)
-    keys, values, seen = rows.append(layer, key, value)
+    keys, values, mask = rows.append(layer, key, value)
     # The query heads of a key head look at the same keys: they are its queries.
     grouped = query.to(values.dtype).reshape(*keys.shape[:2], -1, query.shape[-1])
-    out = scaled_dot_product_attention(grouped, keys, values, attn_mask=seen, scale=scaling)
+    out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling)
     return out.reshape(len(query), 1, query.shape[1], -1), None
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefopt.models.policy import Policy
-from prefopt.scoring import forest, generate
+from prefopt.scoring import few_rows, forest, generate
 from prefopt.scoring.generate import _nucleus
 from prefopt.scoring.kv_cache import SharedPrompts
 from tests.scoring.test_score import batch, gpt2
@@ -30,6 +30,7 @@ def without_gradients():
 def test_greedy_is_the_librarys(make, batch_size, shared, shrink, monkeypatch):
     """Prompts packed or padded; rows that have ended are never, sometimes or at once let go."""
     monkeypatch.setattr(generating, "SHRINK", shrink)
+    monkeypatch.setattr(few_rows, "SMALL", 0)
     if not shared:
         monkeypatch.setattr(generating, "shares_prompts", lambda policy, longest: False)
     model = make().eval()
@@ -78,24 +79,6 @@ def test_equal_prompts_are_read_once(monkeypatch):
     monkeypatch.setattr(Policy, "hidden_states", counted)
     generate(policy, [torch.tensor([1, 5, 9, 4])] * 100 + [torch.tensor([1, 7])] * 50, max_new_tokens=1)
     assert read == [forest.ROUND]
-
-
-def test_weights_are_left_as_they_were():
-    """While sampling, linear weights lie by column; afterwards everything is where and what it was, ties included."""
-    policy = Policy(toy_model(dtype=torch.float32), end_ids=(2,))
-    before = {name: p.clone() for name, p in policy.named_parameters()}
-    seen = []
-    generate(
-        policy,
-        [torch.tensor([1, 5])],
-        max_new_tokens=2,
-        watch=lambda ids: seen.append(policy.causal.model.layers[0].mlp.up_proj.weight.stride()),
-    )
-    assert seen[0][0] == 1
-    for name, p in policy.named_parameters():
-        assert p.is_contiguous()
-        assert torch.equal(p, before[name])
-    assert policy.causal.lm_head.weight is policy.causal.model.embed_tokens.weight
 
 
 def test_samples_follow_the_policy():
