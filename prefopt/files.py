@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from prefopt.errors import RequestError, first_line
 
@@ -38,10 +38,10 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(TEMPORARY)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """What a kill has left of them; only where nobody else may be writing."""
+def remove_temporaries(folder: Path, of: str = "") -> None:
+    """What a kill has left of them; only where nobody else may be writing. of: what alone was written there."""
     for entry in folder.iterdir() if folder.is_dir() else ():
-        if is_temporary(entry):
+        if is_temporary(entry) and entry.name.startswith(f".{of}." if of else "."):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
@@ -97,6 +97,13 @@ def read_json(file: Path, named: str, way_out: str = "") -> dict[str, Any]:
     return found
 
 
+def check_schema(held: dict[str, Any], known: int, named: str, way_out: str) -> None:
+    """Refuse what another version of prefopt has written. named: "run=runs/mine: its summary.json"."""
+    if held.get("schema") not in (None, known):
+        what = f"{named} has schema {held['schema']!r:.80}"
+        raise RequestError(f"{what}, and this version of prefopt reads {known}{way_out}")
+
+
 def write_json(path: Path, content: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
@@ -137,6 +144,22 @@ def _stepped(line: str) -> dict[str, Any] | None:
     return None
 
 
+def locked(folder: Path, key: str, busy: str) -> FileLock:
+    """The lock on a folder, which is made where it is missing. busy: what another process that holds it does there.
+
+    Raises RequestError where it is held, or where the folder cannot be made.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RequestError(f"{key}={folder}: another process {busy}") from None
+    except OSError as error:
+        raise RequestError(f"{key}={folder}: cannot be written: {error.strerror or error}") from error
+    return lock
+
+
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends well, and is gone when it does not.
@@ -163,6 +186,7 @@ def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
+        remove_temporaries(folder.parent, of=folder.name)
         if not folder.is_dir():
             with replacing_folder(folder) as temporary:
                 make(temporary)

@@ -126,7 +126,7 @@ class PreferenceModule(L.LightningModule):
         # Hugging Face loads in eval mode, and Lightning leaves modes as it finds them.
         self.policy.train()
         if self._resumed_rng is not None:
-            _restore_rng(self._resumed_rng)
+            _restore_rng(self._resumed_rng, self.device)
 
     # ------------------------------------------------------------ held-out rows
 
@@ -174,7 +174,7 @@ class PreferenceModule(L.LightningModule):
         wanted = {f"policy.{name}" for name in self.policy.trainable()}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in wanted}
         checkpoint["trains"] = sorted(wanted)  # of shards, one process alone is handed the weights
-        checkpoint["rng"] = of_all_ranks(_rng_state(), self.trainer.world_size)
+        checkpoint["rng"] = of_all_ranks(_rng_state(self.device), self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         wanted = {f"policy.{name}" for name in self.policy.trainable()}
@@ -198,11 +198,12 @@ def _share_counts(parts: Entries, trainer: L.Trainer) -> Entries:
     return {name: (part, count / shares) for name, (part, count) in parts.items()}
 
 
-def _rng_state() -> dict[str, Any]:
-    """Everything a later draw of this rank depends on, in types that load under weights_only=True."""
+def _rng_state(device: torch.device) -> dict[str, Any]:
+    """Everything a later draw of this rank depends on, in types that load under weights_only=True. Of GPUs its own
+    alone: the run may go on where there are more or fewer."""
     state: Any = np.random.get_state()
     _, keys, *rest = state
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     version, words, gauss = random.getstate()
     python = (version, _words(words), gauss)
     return {"torch": torch.get_rng_state(), "cuda": cuda, "python": python, "numpy": (_words(keys), *rest)}
@@ -217,10 +218,10 @@ def _numbers(words: Tensor) -> np.ndarray:
     return words.cpu().numpy().view(np.uint32)
 
 
-def _restore_rng(state: dict[str, Any]) -> None:
+def _restore_rng(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if state["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0].cpu(), device)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(_numbers(words).tolist()), gauss))
     words, *rest = state["numpy"]

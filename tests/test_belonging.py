@@ -43,7 +43,7 @@ def test_its_own_is_taken(tmp_path: Path):
 )
 def test_what_it_did_not_write_is_refused(tmp_path: Path, changed: dict[str, Any], said: str):
     with (
-        pytest.raises(RequestError, match=f"last.ckpt cannot be gone on from: ValueError: {said}\ndelete it"),
+        pytest.raises(RequestError, match=f"last.ckpt cannot be gone on from: ValueError: {said}\nmove it away"),
         Belonging("mine").taken(saved(tmp_path, {**WHOLE, **changed})),
     ):
         pass
@@ -55,9 +55,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: Any):
         pass
 
 
-def restored(own: Belonging) -> None:
+def restored(own: Belonging, error: Exception) -> None:
     own.setup(None, None, "fit")
-    raise KeyError("fit_loop")
+    raise error
 
 
 def test_what_cannot_be_restored_is_the_checkpoints_fault_until_training_begins(tmp_path: Path):
@@ -66,7 +66,11 @@ def test_what_cannot_be_restored_is_the_checkpoints_fault_until_training_begins(
     with pytest.raises(KeyError), own.taken(saved(tmp_path, WHOLE)):
         raise KeyError("no device")
     with pytest.raises(RequestError, match="KeyError: 'fit_loop'"), own.taken(saved(tmp_path, WHOLE)):
-        restored(own)
+        restored(own, KeyError("fit_loop"))
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(type(error)) as found, own.taken(saved(tmp_path, WHOLE)):
+            restored(own, error)
+        assert found.value is error
     with pytest.raises(KeyError), own.taken(None):
         raise KeyError("fit_loop")
     own.on_train_start(None, None)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
+from prefopt.callbacks import selfcheck
 from prefopt.callbacks.selfcheck import SelfCheck, _close
 from prefopt.callbacks.steps import Steps
 from prefopt.data.loader import Plan, Recorded, StepLoader
@@ -107,6 +108,13 @@ def test_scoring_disagrees_with_the_model(monkeypatch):
     monkeypatch.setattr(Policy, "lm_head", lambda self, hidden: whole(self, hidden) * 1.5)
     with pytest.raises(RequestError, match="scoring and the model's own logits differ by"):
         fit(made)
+
+
+def test_every_rank_refuses_what_one_finds(monkeypatch):
+    """Its rows alone may show it; the others would wait for it."""
+    monkeypatch.setattr(selfcheck, "of_all_ranks", lambda own, world: [own, "what the second found"])
+    with pytest.raises(RequestError, match="what the second found"):
+        fit(module())
 
 
 def test_modes_and_first_losses():

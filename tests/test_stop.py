@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from prefopt.callbacks import steps
 from prefopt.callbacks.checkpoints import Checkpoints
 from prefopt.callbacks.steps import Steps
 from prefopt.callbacks.stop import Stop
@@ -242,7 +243,13 @@ def test_asked_when_the_last_step_is_done(asked, tmp_path, monkeypatch):
             patch.setattr(where, name, lambda *_: ask())
             assert train(compose_request(run)) == INTERRUPTED
         assert step_of(tmp_path / name) == STEPS
-        assert train(compose_request(run)) == OK
+        with monkeypatch.context() as patch:
+            patch.setattr(steps, "peak_memory_bytes", lambda: 1)  # of the attempt that only evaluates
+            patch.setattr(job, "peak_memory_bytes", lambda: 1)
+            assert train(compose_request(run)) == OK
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert summary["resumed_at"] == [STEPS]
+        assert summary["peak_memory_bytes"] > 2**20
 
 
 # ---------------------------------------------------------------- what a run stands on

@@ -16,7 +16,7 @@ import torch
 from prefopt.callbacks.steps import rows_until
 from prefopt.callbacks.storage import Storage
 from prefopt.errors import RequestError
-from prefopt.files import append_lines, keep_lines_until, replacing, replacing_folder, stepped_lines
+from prefopt.files import append_lines, cached_folder, keep_lines_until, replacing, replacing_folder, stepped_lines
 from prefopt.module import _restore_rng, _rng_state
 from prefopt.objectives import create
 from prefopt.run import RunFolder, check_run_folder
@@ -156,6 +156,28 @@ def test_what_a_kill_leaves_is_removed(tmp_path, begun):
         assert opened.summary["status"] == "interrupted"
 
 
+def test_what_a_kill_leaves_in_the_cache_goes_when_it_is_made_again(tmp_path):
+    killed_in(replacing_folder, tmp_path / "tokens-1")
+    killed_in(replacing_folder, tmp_path / "tokens-10")
+    of_another = {path.name for path in tmp_path.glob(".tokens-10.*")}
+    assert (len(of_another), len(list(tmp_path.glob(".tokens-1.*")))) == (1, 1)
+    cached_folder(tmp_path / "tokens-1", lambda folder: (folder / "rows").write_text("1"))
+    found = {path.name for path in tmp_path.iterdir() if path.name != "tokens-1.lock"}
+    assert found == {"tokens-1", *of_another}
+
+
+def test_another_rank_leaves_its_reason(tmp_path):
+    """The main process may be killed before it can say anything; what it has said stands."""
+    with RunFolder(str(tmp_path / "run"), PLAIN) as run, RunFolder(str(tmp_path / "run"), PLAIN, False) as beside:
+        beside.fail_beside("RuntimeError: out of memory")
+        held = json.loads((run.path / "summary.json").read_text())
+        assert (held["status"], held["error"]) == ("failed", "RuntimeError: out of memory")
+        assert held["config_hash"] == run.summary["config_hash"]
+        run.save(status="finished")
+        beside.fail_beside("too late")
+        assert json.loads((run.path / "summary.json").read_text())["error"] is None
+
+
 @pytest.mark.parametrize("name", ["notes.txt", ".notes.settings", ".config.json.k3jd9x_q"])
 def test_files_of_others_are_not_ours_to_remove(tmp_path, name):
     (tmp_path / name).write_text("mine")
@@ -192,11 +214,29 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
         return random.gauss(0, 1), np.random.standard_normal(), torch.rand(3).tolist()
 
     draw()
-    torch.save(_rng_state(), tmp_path / "rng")
+    cpu = torch.device("cpu")
+    torch.save(_rng_state(cpu), tmp_path / "rng")
     expected = [draw() for _ in range(700)]
-    _restore_rng(torch.load(tmp_path / "rng", weights_only=True))
+    _restore_rng(torch.load(tmp_path / "rng", weights_only=True), cpu)
     assert [draw() for _ in range(700)] == expected
-    assert sum(t.nbytes for t in (_rng_state()["python"][1], _rng_state()["numpy"][0])) == 4 * (625 + 624)
+    assert sum(t.nbytes for t in (_rng_state(cpu)["python"][1], _rng_state(cpu)["numpy"][0])) == 4 * (625 + 624)
+
+
+def test_of_gpus_a_rank_keeps_its_own(monkeypatch):
+    """A run begun beside eight GPUs goes on where one is visible, and a run on the CPU asks none."""
+    held, asked = {}, []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: asked.append(device) or torch.tensor([7]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: held.update({device: state}))
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", None)
+    third, first = torch.device("cuda", 3), torch.device("cuda", 0)
+    state = _rng_state(third)
+    assert (asked, state["cuda"]) == ([third], [torch.tensor([7])])
+    _restore_rng(state, first)
+    assert held == {first: torch.tensor([7])}
+    _restore_rng(_rng_state(torch.device("cpu")), torch.device("cpu"))
+    _restore_rng(state, torch.device("cpu"))
+    assert (len(asked), len(held)) == (1, 1)
 
 
 def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch):
@@ -210,6 +250,32 @@ def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(zipfile, "ZipFile", fails)
         with pytest.raises(OSError, match="Input/output"):
+            newest_sound(tmp_path, True)
+    assert newest_sound(tmp_path, True) == tmp_path / LAST
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("unable to mmap 4096 bytes from file <last.ckpt>: Cannot allocate memory (12)"),
+        RuntimeError("unable to open file <last.ckpt> in read-only mode: Too many open files (24)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_a_machine_at_its_limits_damages_nothing(error, tmp_path, monkeypatch):
+    """torch says so in a RuntimeError, as it does of bytes that are no checkpoint."""
+    for name in (LAST, PREVIOUS):
+        torch.save({"a": 1}, tmp_path / name)
+
+    def fails(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fails)
+        with pytest.raises(type(error)):
             newest_sound(tmp_path, True)
     assert newest_sound(tmp_path, True) == tmp_path / LAST
 

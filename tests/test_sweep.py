@@ -16,10 +16,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from prefopt.config import compose_request
 from prefopt.config.explain import points
+from prefopt.config.sweeps import _summary
 from prefopt.errors import FAILED, OK, WRONG, RequestError
 from prefopt.jobs.train import train
 from prefopt.sweep.ledger import Job, Ledger
-from prefopt.sweep.processes import Sweep, quoted
+from prefopt.sweep.processes import Sweep, hear, interrupt, quoted
 from prefopt.train import main
 from tests.models.saved import pairs_file, saved_model
 from tests.test_resume import read
@@ -95,6 +96,7 @@ def test_what_fails_is_shown_and_the_others_go_on(model, tmp_path):
         (["loss=dpo,dpoo"], "did you mean 'dpo'?"),
         (["loss.beta=0.1,-1"], "beta"),
         (["run_dir=x", "seed=0,1"], "sweep_dir"),
+        (["save_by=1:00:00", "seed=0,1"], "counts from the start of one run"),
         (["sweep=offlin"], "did you mean 'offline'?"),
         (["hydra.launcher.parallel=0"], "parallel"),
         (["loss.beta=interval(0.1,1)"], "hydra/sweeper=optuna"),
@@ -264,7 +266,78 @@ def test_jobs_on_a_cpu_need_no_gpu(monkeypatch, tmp_path):
     assert [(job.devices, job.gpus) for job in seen] == [(2, 0)] * 2
 
 
-@pytest.mark.parametrize("content", ["{}", '{"jobs": [5]}', '{"jobs": [{"key": "a", "colour": 1}]}', "{"])
+def test_what_was_killed_has_failed(tmp_path):
+    """Its folder says "interrupted", since nobody was left to say more; a search would wait for it for ever."""
+    ledger, job = Ledger(tmp_path), Job("0" * 12, "dpo-000000", [])
+    ledger.run_dir(job).mkdir()
+
+    def told(status: str, folder: str | None) -> str | None:
+        job.status = status
+        (ledger.run_dir(job) / "summary.json").write_text(json.dumps({"status": folder} if folder else {}))
+        return _summary(ledger, job).get("status")
+
+    assert told("failed", "interrupted") == told("failed", None) == told("failed", "failed") == "failed"
+    assert told("interrupted", "interrupted") == "interrupted"
+    assert told("failed", "finished") == told("finished", "finished") == "finished"
+    assert told("interrupted", None) is None
+
+
+WAITING = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: (time.sleep(float(sys.argv[1])), sys.exit(7)))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def waiting(seconds: float) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", WAITING, str(seconds)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_jobs_save_as_long_as_it_takes_until_a_second_signal():
+    quick, slow = waiting(0.0), waiting(0.5)
+    interrupt([quick, slow])
+    assert (quick.returncode, slow.returncode) == (7, 7)
+    first, second = waiting(60.0), waiting(60.0)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        interrupt([first, second])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (first.returncode, second.returncode) == (-signal.SIGKILL, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("slurm", [True, False])
+def test_slurms_warning_ends_a_sweep_as_ctrl_c_does(slurm, monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if slurm:
+        monkeypatch.setenv("SLURM_JOB_ID", "4242")
+    try:
+        hear()
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        assert (signal.getsignal(signal.SIGUSR1) is signal.default_int_handler) == slurm
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_folder_that_cannot_hold_runs_refuses_no_sweep(model, tmp_path, monkeypatch):
+    """Whose runs lie elsewhere."""
+    (tmp_path / "runs").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Sweep, "run", lambda self, jobs: OK)
+    monkeypatch.setattr(sys, "argv", ["prefopt.train", *command(tmp_path, model, "seed=0,1")[3:]])
+    assert main() == OK
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"jobs": [5]}', '{"jobs": [{"key": "a", "colour": 1}]}', "{", '{"schema": 2}']
+)
 def test_a_foreign_ledger_is_refused_and_let_go(content, tmp_path):
     (tmp_path / "sweep.json").write_text(content)
     for _ in range(2):

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from prefopt.errors import RequestError, first_line
+from prefopt.run import exhausted
 
 # What of a checkpoint must be there: Lightning begins anew with what is missing, without a word.
 PARTS = {
@@ -48,13 +49,14 @@ class Belonging(L.Callback):
                 self._check(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
                 self._restoring = False
             yield
-        except (RequestError, OSError, torch.OutOfMemoryError):
+        except (RequestError, OSError):
             raise
         except Exception as error:
-            if checkpoint is None or not self._restoring:
+            if checkpoint is None or not self._restoring or exhausted(error):
                 raise
             why = f"{type(error).__name__}: {first_line(error)}"
-            raise RequestError(f"{checkpoint} cannot be gone on from: {why}\ndelete it to begin anew") from error
+            way_out = "move it away to go on from the checkpoint before it, or where there is none to begin anew"
+            raise RequestError(f"{checkpoint} cannot be gone on from: {why}\n{way_out}") from error
 
     def _check(self, held: Any) -> None:
         for name, kind in PARTS.items():

@@ -28,11 +28,12 @@ class Checkpoints(L.Callback):
         self.interrupted = False
         self._began = self._longest_step = 0.0  # seconds; a step's include the look at the held-out rows before it
         self._longest_save: float | None = None
+        self._trains = False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.global_step:
             self.on_resume(trainer.global_step)
-        self.stop.waits = True
+        self._trains = self.stop.waits = True
         self._began = time.monotonic()
 
     def on_train_batch_end(
@@ -71,6 +72,11 @@ class Checkpoints(L.Callback):
         self.stop.waits = False
         if self.stop.asked and self.stop.main_process and not self.interrupted:
             raise KeyboardInterrupt
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Training does not begin where its last step was saved and the run killed after it."""
+        if not self._trains:
+            self.on_resume(trainer.global_step)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         self.stop.waits = False

@@ -36,6 +36,7 @@ class Guards(L.Callback):
         self.wrong: dict[str, int] = {}  # by guard, collections in a row
         self.kept: dict[str, Tensor] = {}
         self.kept_at: int | None = None
+        self._looks: float | None = None
 
     @property
     def ends(self) -> Alarm | None:
@@ -68,8 +69,15 @@ class Guards(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: PreferenceModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if self.ends is not None and between_steps(trainer, batch_idx):
-            trainer.should_stop = True
+        if self.ends is None or trainer.should_stop or not between_steps(trainer, batch_idx):
+            return
+        trainer.should_stop = True
+        if (batch_idx + 1) % trainer.val_check_batch:  # Lightning would look at the held-out rows, out of turn
+            self._looks, trainer.limit_val_batches = trainer.limit_val_batches, 0
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._looks is not None:
+            trainer.limit_val_batches = self._looks
 
     @torch.no_grad()
     def go_back(self, module: PreferenceModule) -> None:

@@ -16,6 +16,7 @@ from prefopt.callbacks.steps import between_steps, scaler_of
 from prefopt.errors import RequestError
 from prefopt.models.sharding import whole, whole_tensor
 from prefopt.module import PreferenceModule
+from prefopt.ranks import of_all_ranks
 from prefopt.records import Batch, Scores, at_least_float32
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # nats per token, by the type of the products
@@ -42,11 +43,9 @@ class SelfCheck(L.Callback):
             return
         as_in_training = trainer.precision_plugin.forward_context()
         with self._paused(), module.policy.evaluating(), whole(module.policy), torch.no_grad(), as_in_training:
-            scores = module.score(batch)
-            if scores.logps is not None:
-                _agrees_with_logits(module, batch, scores)
-            if module.objective.needs.reference and module.reference.at_start:
-                _starts_at_reference(module, scores)
+            found = of_all_ranks(_wrong_at_start(module, batch), trainer.world_size)
+        for wrong in filter(None, found):  # every rank refuses: one that left alone would be waited for
+            raise RequestError(wrong)
         self._before = {name: _glimpse(p) for name, p in module.policy.trainable().items()}
 
     def on_before_optimizer_step(
@@ -77,6 +76,19 @@ class SelfCheck(L.Callback):
                 f"after the first optimiser step these weights have not moved: {', '.join(still)}\n"
                 "is optimizer.lr 0 (or lost in the precision of model.dtype), or does the loss not depend on them?"
             )
+
+
+def _wrong_at_start(module: PreferenceModule, batch: Batch) -> str | None:
+    """What of this rank's rows is not as it must be."""
+    scores = module.score(batch)
+    try:
+        if scores.logps is not None:
+            _agrees_with_logits(module, batch, scores)
+        if module.objective.needs.reference and module.reference.at_start:
+            _starts_at_reference(module, scores)
+    except RequestError as error:
+        return str(error)
+    return None
 
 
 def _agrees_with_logits(module: PreferenceModule, batch: Batch, scores: Scores) -> None:

@@ -180,7 +180,11 @@ class Steps(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Evaluation loads more than training needs; the method's own memory is what it took up to here."""
-        self.peak_memory = peak_memory_bytes()
+        self.peak_memory = self._peak()
+
+    def _peak(self) -> int:
+        """Of all attempts."""
+        return max(self.peak_memory or 0, peak_memory_bytes())
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         with suppress(OSError):  # a full disk, which is what ended the run
@@ -195,7 +199,7 @@ class Steps(L.Callback):
             file.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "tokens": self.tokens}
+        return {"seconds": self.seconds, "tokens": self.tokens, "peak_memory": self._peak()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds, self.tokens = state["seconds"], state["tokens"]
+        self.seconds, self.tokens, self.peak_memory = state["seconds"], state["tokens"], state["peak_memory"]

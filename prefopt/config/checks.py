@@ -11,7 +11,6 @@ from prefopt.data.origins import Origin
 from prefopt.errors import RequestError
 from prefopt.files import at_home, check_can_be_made, check_can_be_named
 from prefopt.models.files import check_local, need_bitsandbytes
-from prefopt.progress import is_main_process
 from prefopt.run import check_run_folder, judging_run
 from prefopt.settings import Settings, TrainerSettings
 
@@ -34,7 +33,7 @@ def check_places(settings: Settings, plain: dict[str, Any], awaited: Path | None
     check_can_be_named(cache, f"cache_dir={settings.cache_dir}")
     if not cache.is_dir():  # one that is there may be complete, and needs no writing
         check_can_be_made(cache, "cache_dir")
-    if is_main_process():
+    if settings.run_dir:  # on every rank: one that a launcher started would wait for a refused main one
         check_run_folder(settings.run_dir, plain)
     model = settings.model
     for key, name in (("model.name", model.name), ("model.reference_name", model.reference_name)):
@@ -110,12 +109,9 @@ def check_devices(trainer: TrainerSettings) -> None:
     """As many processes as wanted on CPU; on anything else a device each."""
     import torch
 
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    there["gpu"] = there["cuda"] or there["mps"]
-    if trainer.accelerator == "auto" and there["gpu"]:
-        there["auto"] = there["gpu"]
-    count = there.get(trainer.accelerator)
-    if count is not None and trainer.devices > count:
+    count = torch.cuda.device_count()
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not count)
+    if trainer.devices > count and not on_cpu:
         raise RequestError(
             f"trainer.devices={trainer.devices} with trainer.accelerator={trainer.accelerator}: this machine has "
             f"{count}\naccepted: at most that many, or trainer.accelerator=cpu"

@@ -64,6 +64,10 @@ class Asked:
             raise RequestError(f"pipeline={name} is several runs, one after another: start it by itself, without -m")
         if cfg.run_dir is not None:
             raise RequestError("run_dir is each stage's own in a pipeline; name pipeline_dir instead")
+        if cfg.save_by is not None:
+            raise RequestError(
+                f"save_by={cfg.save_by} counts from the start of one run; a pipeline saves on SIGTERM or SIGINT"
+            )
         settings, own = _typed(cfg.pipeline)
         words = [word for word in hydra.overrides.task if key_of(word).partition(".")[0] not in PLACES]
         _refuse_for_all(words, settings)

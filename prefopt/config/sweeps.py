@@ -16,6 +16,7 @@ from prefopt.config.request import build_request
 from prefopt.config.typed import without_hydra
 from prefopt.errors import OK, RequestError
 from prefopt.files import at_home, check_can_be_made
+from prefopt.run import ENDED
 from prefopt.sweep.ledger import FAILED, Job, Ledger
 from prefopt.sweep.processes import Sweep
 
@@ -36,7 +37,8 @@ def launch(compose: Compose, asked: Iterable[Sequence[str]], folder: str, parall
 
 def _summary(ledger: Ledger, job: Job) -> dict[str, Any]:
     found = ledger.summary(job)
-    return {"status": FAILED} if not found and job.status == FAILED else found
+    # One that was killed could not say so: its folder calls it interrupted.
+    return {**found, "status": FAILED} if job.status == FAILED and found.get("status") not in ENDED else found
 
 
 def keep_worst(code: int) -> None:
@@ -76,6 +78,10 @@ def _job(compose: Compose, overrides: Sequence[str], own: Sequence[str]) -> Job:
     choices = without_hydra(cfg)
     if cfg.get("run_dir"):
         raise RequestError("run_dir is each job's own in a sweep; name sweep_dir instead")
+    if cfg.get("save_by"):
+        raise RequestError(
+            f"save_by={cfg.save_by} counts from the start of one run; a sweep saves on SIGTERM or SIGINT"
+        )
     cfg.sweep = None
     try:
         request = build_request(cfg, choices)

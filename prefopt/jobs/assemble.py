@@ -214,7 +214,7 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
     accumulate = micro_batches(plan.batch_size, request.settings.data.micro_batch_size, settings.devices)
     every = steps_of(settings.val_every, plan.steps) * accumulate if settings.val_every else None
     trainer = L.Trainer(
-        accelerator=settings.accelerator,
+        accelerator=device_type(settings),  # of "auto" Lightning would make Apple's, which has no float64
         devices=settings.devices,
         strategy=lightning_strategy(request.strategy, settings.devices),
         precision=request.settings.lightning_precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -49,6 +50,8 @@ from prefopt.run import RunFolder, comparable_hash, config_hash, peak_memory_byt
 from prefopt.schedules import steps_of
 from prefopt.scrub import scrubbed
 
+PATIENCE = 10.0  # seconds in which a main process that refuses for the same reason ends, and its ranks with it
+
 
 def train(request: Request) -> int:
     """Train what was requested in its run folder. Returns the exit code; the folder's summary says the same."""
@@ -85,6 +88,9 @@ def _recorded(request: Request, run: RunFolder, stop: Stop) -> int:
     except RequestError as error:
         if request.settings.debug:
             traceback.print_exc()
+        if not run.main_process:
+            time.sleep(PATIENCE)
+            run.fail_beside(str(error))
         if not run.discard():
             run.save(status="failed", error=str(error))
         return refuse(str(error))
@@ -109,6 +115,7 @@ def _failed(run: RunFolder, error: Exception) -> int:
         return OK  # every rank has stopped, and the main one is still writing: see `_recorded`
     if not run.main_process:  # it may know the reason, where the main process has lost its partner
         print(f"another rank failed: {plain(said.splitlines()[0])}", file=sys.stderr)
+        run.fail_beside(said)
         return FAILED
     try:
         run.save(status="failed", error=said)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from prefopt.errors import RequestError
-from prefopt.files import check_can_be_made, read_json, write_json
+from prefopt.files import check_can_be_made, check_schema, locked, read_json, write_json
 from prefopt.pipeline.steps import Step
 
 SCHEMA = 1
@@ -32,14 +30,9 @@ class Ledger:
             }
             for step in steps
         }
-        self._lock = FileLock(folder / ".lock")
 
     def __enter__(self) -> Ledger:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RequestError(f"pipeline_dir={self.folder}: another process runs this pipeline") from None
+        self._lock = locked(self.folder, "pipeline_dir", "runs this pipeline")
         try:
             self._recall()
         except BaseException:
@@ -89,5 +82,9 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 def _held(folder: Path) -> dict[str, Any]:
-    file = folder / FILE
-    return read_json(file, f"pipeline_dir={folder}", "\nname a new pipeline_dir") if file.is_file() else {}
+    file, named, way_out = folder / FILE, f"pipeline_dir={folder}", "\nname a new pipeline_dir"
+    if not file.is_file():
+        return {}
+    held = read_json(file, named, way_out)
+    check_schema(held, SCHEMA, f"{named}: its {FILE}", way_out)
+    return held

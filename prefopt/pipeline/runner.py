@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from prefopt.errors import FAILED, INTERRUPTED, OK
 from prefopt.pipeline.ledger import Ledger
 from prefopt.pipeline.steps import Step
 from prefopt.progress import say
-from prefopt.sweep.processes import await_end, clean_environment, python_command, started
+from prefopt.sweep.processes import clean_environment, hear, interrupt, python_command, started
 
 TRAINS, SAMPLES = "prefopt.train", "prefopt.jobs.fresh"
 
@@ -26,7 +25,7 @@ class Work:
 
 def run(works: Sequence[Work], ledger: Ledger) -> int:
     """What is not finished yet. Returns the exit code of the step that ended it, or OK."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hear()
     for number, work in enumerate(works, start=1):
         step = work.step
         where = f"stage {number} of {len(works)}, {step.folder.name}"
@@ -58,8 +57,7 @@ def _ended(work: Work, ledger: Ledger) -> int:
         code = found if found >= OK else FAILED  # by a signal
         status = {OK: step.status() or "failed", INTERRUPTED: "interrupted"}.get(code, "failed")
     except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        await_end(process)
+        interrupt([process])
         raise
     finally:
         ledger.note(step, status, code, time.monotonic() - began)

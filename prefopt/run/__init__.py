@@ -1,5 +1,6 @@
 """A run's folder: while it trains, and when it has ended. Neither needs torch to be read."""
 
+from prefopt.run.checkpoints import exhausted
 from prefopt.run.finished import Finished, finished_run, judging_run, run_of_model
 from prefopt.run.folder import (
     ENDED,
@@ -26,6 +27,7 @@ __all__ = [
     "comparable_hash",
     "comparable_settings",
     "config_hash",
+    "exhausted",
     "finished_run",
     "git_revision",
     "judging_run",

@@ -13,6 +13,8 @@ from pathlib import Path
 from prefopt.progress import say
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+# What torch says in a RuntimeError where memory, maps or file handles have run out.
+EXHAUSTED = ("unable to mmap", "unable to open file", "can't allocate memory", "not enough memory")
 UNREADABLE = {LAST: "unreadable.ckpt", PREVIOUS: "unreadable-previous.ckpt"}
 
 
@@ -20,7 +22,7 @@ def sound(path: Path) -> bool:
     """Whether all bytes of a checkpoint are those that were written, and load without running code.
 
     torch.load does not look at the checksums of the archive that it reads: most flipped bits become other weights.
-    Raises OSError where the bytes cannot be read at this moment, which is no fault of theirs.
+    Raises what `exhausted` knows, or OSError, where they cannot be read at this moment, which is no fault of theirs.
     """
     import torch
 
@@ -29,15 +31,24 @@ def sound(path: Path) -> bool:
             if archive.testzip() is not None:
                 return False
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except MemoryError:
-        raise
     except OSError as error:
         if error.errno != errno.EINVAL:  # damaged bytes point to places before the file
             raise
         return False
-    except Exception:  # whatever zipfile or torch make of bytes that are no checkpoint
+    except Exception as error:  # whatever zipfile or torch make of bytes that are no checkpoint
+        if exhausted(error):
+            raise
         return False
     return True
+
+
+def exhausted(error: Exception) -> bool:
+    """Whether the machine has failed, and not what it was to read."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in EXHAUSTED)
 
 
 def newest_sound(folder: Path, main_process: bool) -> Path | None:

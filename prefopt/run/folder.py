@@ -19,13 +19,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from prefopt.errors import RequestError
 from prefopt.files import (
     at_home,
     check_can_be_made,
     is_temporary,
+    locked,
     read_json,
     remove_temporaries,
     replacing,
@@ -58,7 +59,7 @@ class RunFolder:
         self.config = without_places(plain)
         self.path = Path(path).expanduser() if path else _new_folder(plain)
         self.main_process = main_process
-        self._lock = FileLock(self.path / ".lock")
+        self._lock: FileLock | None = None
         self.summary: dict[str, Any] = dict.fromkeys(KEYS)
         self._begun_here = False
         self._new_parents: list[Path] = []  # made for this folder, the innermost first
@@ -69,13 +70,7 @@ class RunFolder:
             return self
         _check_held(self.path, self.config)
         self._new_parents = [folder for folder in self.path.absolute().parents if not folder.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RequestError(f"run_dir={self.path}: another process is training in it") from None
-        except OSError as error:
-            raise RequestError(f"run_dir={self.path}: cannot be written: {error.strerror or error}") from error
+        self._lock = locked(self.path, "run_dir", "is training in it")
         try:
             self._open()
         except BaseException:
@@ -90,7 +85,7 @@ class RunFolder:
             self.summary["status"] = read_json(self.path / "summary.json", "run_dir").get("status")
 
     def __exit__(self, *_: object) -> None:
-        if self.main_process:
+        if self._lock is not None:
             self._lock.release()
 
     # ------------------------------------------------------------ places
@@ -140,6 +135,14 @@ class RunFolder:
             write_json(self.path / "summary.json", changed)
         self.summary = changed
 
+    def fail_beside(self, error: str) -> None:
+        """Another rank's last word: the main process may be killed for it, and cannot write it down then."""
+        file = self.path / "summary.json"
+        with suppress(RequestError, OSError):
+            held = read_json(file, "run_dir")
+            if held.get("status") == "interrupted":
+                write_json(file, {**held, "status": "failed", "error": scrubbed(error)})
+
     def _open(self) -> None:
         """Continue what the folder holds, or begin. Another request's folder is refused with the key that differs."""
         held = self.path / "config.json"
@@ -181,12 +184,11 @@ def without_places(plain: dict[str, Any]) -> dict[str, Any]:
     return scrubbed({key: value for key, value in plain.items() if key not in PLACES})
 
 
-def check_run_folder(path: str | None, plain: dict[str, Any]) -> None:
+def check_run_folder(path: str, plain: dict[str, Any]) -> None:
     """Refuse, before anything heavy is loaded, a folder that cannot hold this run. Nothing is touched."""
-    folder = at_home(path, "run_dir") if path else Path("runs").absolute()
+    folder = at_home(path, "run_dir")
     check_can_be_made(folder, "run_dir")
-    if path:
-        _check_held(folder, without_places(plain))
+    _check_held(folder, without_places(plain))
 
 
 def _check_held(path: Path, config: dict[str, Any]) -> None:

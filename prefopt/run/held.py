@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from prefopt.errors import RequestError
-from prefopt.files import read_json
+from prefopt.files import check_schema, read_json
 from prefopt.settings import BUILT, Settings
 
 SCHEMA = 1
@@ -32,9 +32,7 @@ def held_config(file: Path, named: str, way_out: str = "") -> dict[str, Any]:
 def held_summary(file: Path, named: str, way_out: str = "") -> dict[str, Any]:
     """What a run says of itself. A key may be null, as it is where it does not apply."""
     found = read_json(file, named, way_out)
-    if found.get("schema") not in (None, SCHEMA):
-        what = f"its summary.json has schema {_shown(found['schema'])}"
-        raise RequestError(f"{named}: {what}, and this version of prefopt reads {SCHEMA}{way_out}")
+    check_schema(found, SCHEMA, f"{named}: its summary.json", way_out)
     for wanted, holds, keys in ENTRIES:
         for key in keys:
             if found.get(key) is not None and not holds(found[key]):

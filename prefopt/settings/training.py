@@ -66,7 +66,7 @@ class TrainerSettings:
         require(self.max_steps is None or self.max_steps >= 1, "trainer.max_steps", "at least 1", self.max_steps)
         require(0 < self.max_epochs < math.inf, "trainer.max_epochs", "a number above 0", self.max_epochs)
         require(self.devices >= 1, "trainer.devices", "at least 1", self.devices)
-        one_of(self.accelerator, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda", "mps"))
+        one_of(self.accelerator, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda"))
         one_of(str(self.precision), "trainer.precision", PRECISIONS)
         require(self.clip is None or self.clip > 0, "trainer.clip", "above 0, or null for none", self.clip)
         one_of(self.non_finite, "trainer.non_finite", ("stop", "skip"))

@@ -9,10 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from prefopt.errors import RequestError
-from prefopt.files import read_json, write_json
+from prefopt.files import check_schema, locked, read_json, write_json
 from prefopt.run import ENDED, config_hash, without_places
 from prefopt.scrub import scrubbed
 
@@ -63,15 +61,8 @@ class Ledger:
     folder: Path
     jobs: dict[str, Job] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._lock = FileLock(self.folder / ".lock")
-
     def __enter__(self) -> Ledger:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RequestError(f"sweep_dir={self.folder}: another process runs this sweep") from None
+        self._lock = locked(self.folder, "sweep_dir", "runs this sweep")
         try:
             self._recall()
         except BaseException:
@@ -85,6 +76,7 @@ class Ledger:
             return
         named, way_out = f"sweep_dir={self.folder}", "\nname a new sweep_dir"
         held = read_json(self._file, named, way_out)
+        check_schema(held, SCHEMA, f"{named}: its {self._file.name}", way_out)
         try:
             self.jobs = {entry["key"]: Job(**entry) for entry in held["jobs"]}
         except (KeyError, TypeError) as error:

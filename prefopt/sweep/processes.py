@@ -60,7 +60,7 @@ class Sweep:
         before = f", {known} of them done before" if known else ""
         say(f"sweep: {len(jobs)} job{'s' * (len(jobs) > 1)} in {self.ledger.folder}{before}")
         meter = Meter("sweep", len(waiting))
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        hear()
         try:
             while waiting or self._running:
                 while waiting and len(self._running) < self.parallel and self._has_room(waiting[0]):
@@ -94,7 +94,7 @@ class Sweep:
         found = clean_environment()
         if gpus:
             found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        found.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.parallel)))
+        found.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // self.parallel)))
         return found
 
     def _collect(self, meter: Meter) -> None:
@@ -120,10 +120,8 @@ class Sweep:
 
     def _stop(self) -> None:
         """Let every job save what it has."""
+        interrupt([running.process for running in self._running])
         for running in self._running:
-            running.process.send_signal(signal.SIGINT)
-        for running in self._running:
-            await_end(running.process)
             _scrub(self.ledger.log(running.job))
             running.job.status = INTERRUPTED
             running.job.seconds += time.monotonic() - running.began
@@ -133,6 +131,11 @@ class Sweep:
 
     def _has_room(self, job: Job) -> bool:
         return not (self._free or any(r.gpus for r in self._running)) or len(self._free) >= job.gpus
+
+
+def _cores() -> int:
+    """That this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def python_command(module: str, words: Sequence[str], run_dir: Path) -> list[str]:
@@ -155,13 +158,23 @@ def clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in DISTRIBUTED}
 
 
-def await_end(process: subprocess.Popen[bytes]) -> None:
-    """Of one that was interrupted, and has a minute to save what it has."""
+def hear() -> None:
+    """What ends a run ends a process of several too, as Ctrl-C does; under Slurm the warning before its time is up."""
+    for number in (signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])):
+        signal.signal(number, signal.default_int_handler)
+
+
+def interrupt(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let them save what they have, as long as it takes; a second signal ends them at once."""
+    for process in processes:
+        process.send_signal(signal.SIGINT)
     try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def die_with_parent() -> Callable[[], None] | None:
@@ -184,7 +197,7 @@ def quoted(text: str) -> str:
 
 def _scrub(log: Path) -> None:
     """Of a job that has ended: what it and its libraries said names folders and perhaps more."""
-    with suppress(OSError):  # a full disk ends no sweep
+    with suppress(OSError):  # on a full disk it stays as it is
         said = log.read_text("utf-8", "replace")
         with replacing(log) as temporary:
             temporary.write_text(scrubbed(said), "utf-8")

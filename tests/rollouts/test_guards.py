@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -14,7 +15,7 @@ from prefopt.config import compose_request
 from prefopt.objectives import create
 from prefopt.rewards import Judged
 from prefopt.rewards.base import Stateless
-from prefopt.rollouts.guards import GUARDS, smoothed
+from prefopt.rollouts.guards import GUARDS, Alarm, smoothed
 from prefopt.settings.guards import GuardSettings, GuardsSettings
 from tests.rollouts.test_source import Same, fit
 from tests.toy import toy_rollouts
@@ -256,3 +257,18 @@ def test_where_something_was_wrong_from_the_start_nothing_is_kept(capsys):
     assert callback.kept_at is None
     assert told[0][0]["back_to"] is None
     assert "nothing to go back to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("batch_idx", "looks"), [(0, 0), (1, 1.0)])
+def test_a_run_that_is_stopped_looks_at_held_out_rows_in_turn_only(batch_idx, looks):
+    """After every second step. Lightning would look whenever it stops; the evaluation at the end needs its rows."""
+    callback = Guards(SimpleNamespace(), settings(), print)
+    trainer = SimpleNamespace(should_stop=False, accumulate_grad_batches=1, val_check_batch=2, limit_val_batches=1.0)
+    callback.on_train_batch_end(trainer, None, None, None, batch_idx)
+    assert not trainer.should_stop
+    callback.alarms.append(Alarm("length", 0, "stop", "too long", None))
+    for _ in range(2):
+        callback.on_train_batch_end(trainer, None, None, None, batch_idx)
+        assert (trainer.should_stop, trainer.limit_val_batches) == (True, looks)
+    callback.on_train_end(trainer, None)
+    assert trainer.limit_val_batches == 1.0
