@@ -819,7 +819,8 @@ MUTANTS = [
         ("the prompt's values learn from one branch", "dv[:, :, trunk] += dv_seen", "pass"),
         ("a branch's view of the prompt does not learn", "dq_own + dq_seen", "dq_own"),
         ("scores are not scaled back", "dq.mul_(ctx.scale)", "dq"),
-        ("a strip's keys alone learn", "dk[:, seen].baddbmm_(", "dk[:, seen].copy_(torch.zeros(())).baddbmm_("),
+        ("a tree's last strip alone is learnt from", "whole[:, seen] += found", "pass"),
+        ("strips begin anew", "if seen.start < written:", "if True:"),
         ("a strip sees itself alone", "slice(tree.start, end)", "slice(start, end)"),
         (
             "a GPU's branches see each other",
@@ -838,7 +839,7 @@ MUTANTS = [
     ),
     *of(
         "scoring/narrow.py",
-        ("all tokens are taken", "return (states[:, rows],)", "return (states,)"),
+        ("all tokens are taken", "return (states.index_select(1, rows),)", "return (states,)"),
         ("put back in order", "index_copy_(1, rows, found)", "index_copy_(1, rows.argsort(), found)"),
         ("never", "if read is not None and", "if False and"),
         ("left whole by nobody", "_whole.add(policy.causal)", "pass"),

@@ -88,7 +88,7 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float, forest: F
     large = tuple(Tree(t.start - cut, t.prompt, t.branches) for t in forest.trees if t.start >= cut)
     parts = []
     if small:
-        masks = _masks(forest, small, query.dtype)
+        masks = _masks(forest, small, query.dtype, query.shape[1] // key.shape[1])
         parts.append(_Dense.apply(query[0, :, :cut], key[0, :, :cut], value[0, :, :cut], scale, small, masks))
     if large:
         # Flash attention has no grouped heads on a CPU.
@@ -112,9 +112,7 @@ class _Dense(torch.autograd.Function):
         out = _rows_like(q)
         strips, kept = list(_strips(trees)), []
         for (rows, seen), mask in zip(strips, masks, strict=True):
-            own = _grouped(q[:, rows], k)
-            # The query heads of a key head lie one after the other.
-            block = mask.repeat(len(q) // len(k), 1).expand(len(k), -1, -1)
+            own, block = _grouped(q[:, rows], k), mask.expand(len(k), -1, -1)
             weights = torch.baddbmm(block, own, k[:, seen].transpose(1, 2), alpha=scale).softmax(-1)
             out[:, rows] = torch.bmm(weights, v[:, seen]).view(len(q), -1, v.shape[-1])
             kept.append(weights)
@@ -125,14 +123,23 @@ class _Dense(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
-        dq, dk, dv = _rows_like(q), _rows_like(k).zero_(), _rows_like(v).zero_()
-        for (rows, seen), weights in zip(ctx.strips, kept, strict=True):
+        dq, dk, dv = _rows_like(q), _rows_like(k), _rows_like(v)
+        written = len(q[0])  # from here on: the last strip of a tree sees all of it, and comes first
+        for (rows, seen), weights in zip(reversed(ctx.strips), reversed(kept), strict=True):
             grad, own = _grouped(grads[0][:, rows], k), _grouped(q[:, rows], k)
-            dv[:, seen].baddbmm_(weights.transpose(1, 2), grad)
             dweights = torch.bmm(grad, v[:, seen].transpose(1, 2))
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
             dq[:, rows] = torch.bmm(dscores, k[:, seen]).view(len(q), -1, q.shape[-1])
-            dk[:, seen].baddbmm_(dscores.transpose(1, 2), own)
+            # Into a part of a tensor torch multiplies matrix by matrix; into a new one, all at once.
+            for whole, found in (
+                (dk, torch.bmm(dscores.transpose(1, 2), own)),
+                (dv, torch.bmm(weights.transpose(1, 2), grad)),
+            ):
+                if seen.start < written:
+                    whole[:, seen] = found
+                else:
+                    whole[:, seen] += found
+            written = seen.start
         return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None, None
 
 
@@ -221,16 +228,17 @@ def _rows_like(t: Tensor) -> Tensor:
     return torch.empty_like(t.transpose(-3, -2), memory_format=torch.contiguous_format).transpose(-3, -2)
 
 
-def _masks(forest: Forest, trees: tuple[Tree, ...], dtype: torch.dtype) -> list[Tensor]:
-    """All layers of a forward read those that the first one made; they go when the forest goes."""
-    found = forest.__dict__.get("_masks")
-    if found is None or found[0].dtype != dtype:
+def _masks(forest: Forest, trees: tuple[Tree, ...], dtype: torch.dtype, groups: int) -> list[Tensor]:
+    """Of every strip, as often below itself as there are query heads to a key head. All layers of a forward read those
+    that the first one made; they go when the forest goes."""
+    key, found = forest.__dict__.get("_masks", (None, []))
+    if key != (dtype, groups):
         found = []
         for tree in trees:
             whole = tree_mask(tree.prompt, tree.branches, dtype)
             alone = Tree(0, tree.prompt, tree.branches)
-            found += [whole[rows, seen] for rows, seen in _strips((alone,))]
-        object.__setattr__(forest, "_masks", found)
+            found += [whole[rows, seen].repeat(groups, 1) for rows, seen in _strips((alone,))]
+        object.__setattr__(forest, "_masks", ((dtype, groups), found))
     return found
 
 
