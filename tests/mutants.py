@@ -57,6 +57,9 @@ OWN = {  # beginnings of the files that are not mathematics
     "run/folder": ("tests/test_scrub.py", "tests/test_storage.py"),
     "sweep/ledger": ("tests/test_scrub.py",),
     "reports/terminal": ("tests/test_scrub.py",),
+    "config/sweeps": ("tests/test_sweep.py",),
+    "sweep/processes": ("tests/test_sweep.py",),
+    "callbacks/tensorboard": ("tests/test_tensorboard.py",),
     "config/own": ("tests/test_mistakes.py",),
     "config/guard": ("tests/test_mistakes.py",),
     "config/request": ("tests/test_foreign.py",),
@@ -68,7 +71,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "scoring/": ("tests/scoring/test_forest.py", "tests/scoring/test_score.py", "tests/scoring/test_varlen.py"),
     "models/": MODELS,
     "callbacks/storage": STORAGE,
-    "callbacks/steps": STORAGE,
+    "callbacks/steps": (*STORAGE, *STOP),
     "callbacks/validation": STORAGE,
     "run/checkpoints": STORAGE,
     "files": STORAGE,
@@ -1255,7 +1258,7 @@ MUTANTS = [
     ),
     *of(
         "run/held.py",
-        ("any schema", "not in (None, SCHEMA)", "in ()"),
+        ("any schema", "check_schema(found, SCHEMA, ", "check_schema({}, SCHEMA, "),
         ("any section", "if not isinstance(found.get(section, {}), dict):", "if False:"),
         ("any adapter", "if not isinstance(value, (kind, type(None))):", "if False:"),
         ("null steps stay null", 'found.get("resumed_at") or []', 'found.get("resumed_at")'),
@@ -1276,9 +1279,9 @@ MUTANTS = [
         ("nothing is looked at", "            if checkpoint is not None:", "            if False:"),
         ("nothing is too little", " or not held[name]:", ":"),
         ("any run's", '.get("request") != self.request', '.get("request") is None'),
-        ("the checkpoint's fault for ever", "or not self._restoring:", ":"),
+        ("the checkpoint's fault for ever", " or not self._restoring or", " or"),
         ("the checkpoint's fault before it is restored", "                self._restoring = False\n", ""),
-        ("nobody's fault", "if checkpoint is None or not self._restoring:", "if True:"),
+        ("nobody's fault", "if checkpoint is None or not self._restoring or exhausted(error):", "if True:"),
     ),
     *of(
         "rollouts/guards.py",
@@ -1466,6 +1469,39 @@ MUTANTS = [
         ("any adapter starts anew", 'adapter.bias != "none"', "False"),
         ("DeepSpeed on a CPU", "and not c.cuda", "and False"),
     ),
+    *of(
+        "module.py", ("every GPU is asked", 'if device.type == "cuda" else []', "if torch.cuda.is_available() else []")
+    ),
+    *of("run/checkpoints.py", ("an exhausted machine has damaged them", "if exhausted(error):", "if False:")),
+    *of("callbacks/belonging.py", ("no memory is the checkpoint's fault", " or exhausted(error)", "")),
+    *of(
+        "config/sweeps.py",
+        ("a killed trial is waited for", "if job.status == FAILED and", "if False and"),
+        ("save_by of every job", 'if cfg.get("save_by"):', "if False:"),
+    ),
+    *of(
+        "sweep/processes.py",
+        ("Slurm's warning kills", 'if "SLURM_JOB_ID" in os.environ else []', "if False else []"),
+        ("a minute is enough", "            process.wait()\n    except", "            process.wait(0.1)\n    except"),
+    ),
+    *of(
+        "callbacks/selfcheck.py",
+        (
+            "one rank refuses alone",
+            "of_all_ranks(_wrong_at_start(module, batch), trainer.world_size)",
+            "[_wrong_at_start(module, batch)]",
+        ),
+    ),
+    *of("files.py", ("another's temporaries go too", 'f".{of}." if of else "."', '"."')),
+    *of(
+        "callbacks/guards.py",
+        ("a look out of turn", "if (batch_idx + 1) % trainer.val_check_batch:", "if False:"),
+        ("nothing is evaluated", "trainer.limit_val_batches = self._looks", "pass"),
+    ),
+    *of("run/folder.py", ("a rank has the last word", 'if held.get("status") == "interrupted":', "if True:")),
+    *of("callbacks/steps.py", ("memory of the last attempt alone", "max(self.peak_memory or 0, peak", "max(0, peak")),
+    *of("callbacks/checkpoints.py", ("resumed without a word", "if not self._trains:", "if False:")),
+    *of("callbacks/tensorboard.py", ("the machine is named", "            file.rename(", "            str(")),
 ]
 
 

@@ -62,7 +62,7 @@ LOSSES = [
     ),
     mistake("trainer.clip=inf", "trainer.clip must be a finite number; got inf"),
     mistake("strategy=deepspeed strategy.offload=maybe", "strategy.offload: "),
-    mistake("trainer.accelerator=tpu", "trainer.accelerator must be one of auto, cpu, gpu, cuda, mps"),
+    mistake("trainer.accelerator=tpu", "trainer.accelerator must be one of auto, cpu, gpu, cuda"),
     mistake("optimizer.lr=-1", "optimizer or schedule: Invalid learning rate: -1"),
     mistake(
         "loss=bradley_terry source=rollouts",
