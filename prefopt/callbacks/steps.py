@@ -202,4 +202,4 @@ class Steps(L.Callback):
         return {"seconds": self.seconds, "tokens": self.tokens, "peak_memory": self._peak()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds, self.tokens, self.peak_memory = state["seconds"], state["tokens"], state["peak_memory"]
+        self.seconds, self.tokens, self.peak_memory = state["seconds"], state["tokens"], state.get("peak_memory")

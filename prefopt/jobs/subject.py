@@ -25,8 +25,6 @@ from prefopt.objectives import Objective
 from prefopt.run import Finished
 from prefopt.settings import DataSettings, EvaluateSettings, Settings
 
-ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -99,7 +97,7 @@ def _trained(asked: EvaluateSettings, run: Finished, rows: Rows, method: Objecti
 
 def _precision(asked: EvaluateSettings, run: Finished, settings: Settings) -> Any:
     """What the run trained in, in force from now on."""
-    trainer = replace(settings.trainer, devices=1, accelerator=ACCELERATORS[asked.device])
+    trainer = replace(settings.trainer, devices=1, accelerator=asked.device)
     settle(trainer, run.summary["precision"])
     return replace(settings, trainer=trainer).lightning_precision
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from prefopt.progress import say
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+FAILURES = {"MemoryError", "OutOfMemoryError", "AcceleratorError", "DistError"}
 # What torch says in a RuntimeError where memory, maps or file handles have run out.
 EXHAUSTED = ("unable to mmap", "unable to open file", "can't allocate memory", "not enough memory")
 UNREADABLE = {LAST: "unreadable.ckpt", PREVIOUS: "unreadable-previous.ckpt"}
@@ -44,11 +45,8 @@ def sound(path: Path) -> bool:
 
 def exhausted(error: Exception) -> bool:
     """Whether the machine has failed, and not what it was to read."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in EXHAUSTED)
+    names = {kind.__name__ for kind in type(error).__mro__}  # which of them there are depends on torch's version
+    return bool(names & FAILURES) or any(words in str(error) for words in EXHAUSTED)
 
 
 def newest_sound(folder: Path, main_process: bool) -> Path | None:
