@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -57,6 +58,7 @@ class PreferenceModule(L.LightningModule):
         self.statistics: dict[str, Tensor] = {}
         self.step_seen: list[tuple[Batch, Scores, Tensor]] = []  # of the step so far, with its parts of the loss
         self.strict_loading = False  # checkpoints hold what trains; on_load_checkpoint checks that it is exactly that
+        self.grad_norm: Tensor | None = None  # of the step under way, where somebody has measured it
         self._resumed_rng: dict[str, Any] | None = None
         self._while_validating = ExitStack()
 
@@ -121,6 +123,21 @@ class PreferenceModule(L.LightningModule):
         steps = self.trainer.max_steps
         schedule = LambdaLR(optimizer, lambda step: self.schedule(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does, to the same bits. On a CPU the norm is not taken again, and where it is below the limit no
+        gradient is multiplied by 1: two passes over all of them."""
+        norm, self.grad_norm = self.grad_norm, None
+        if norm is None or norm.device.type != "cpu" or self.policy.sharded or not gradient_clip_val:
+            return self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if not float(gradient_clip_val / (norm + 1e-6)) >= 1:  # a norm that is no number, too
+            clip_grads_with_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val, norm)
+        return None
 
     def on_train_start(self) -> None:
         # Hugging Face loads in eval mode, and Lightning leaves modes as it finds them.

@@ -650,8 +650,8 @@ MUTANTS = [
         ("as the files leave it", "it finds them.\n        self.policy.train()", "it finds them."),
         (
             "nothing is clipped",
-            "    def configure_optimizers(self)",
-            "    def configure_gradient_clipping(self, *_, **__): ...\n\n    def configure_optimizers(self)",
+            "return self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)",
+            "return None",
         ),
     ),
     *of(
@@ -1470,7 +1470,11 @@ MUTANTS = [
         ("DeepSpeed on a CPU", "and not c.cuda", "and False"),
     ),
     *of(
-        "module.py", ("every GPU is asked", 'if device.type == "cuda" else []', "if torch.cuda.is_available() else []")
+        "module.py",
+        ("never clipped", "if not float(gradient_clip_val / (norm + 1e-6)) >= 1:", "if False:"),
+        ("clipped by another norm", "gradient_clip_val, norm)", "gradient_clip_val, 2 * norm)"),
+        ("a norm is kept for another step", "norm, self.grad_norm = self.grad_norm, None", "norm = self.grad_norm"),
+        ("every GPU is asked", 'if device.type == "cuda" else []', "if torch.cuda.is_available() else []"),
     ),
     *of("run/checkpoints.py", ("an exhausted machine has damaged them", "if exhausted(error):", "if False:")),
     *of("callbacks/belonging.py", ("no memory is the checkpoint's fault", " or exhausted(error)", "")),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from prefopt.callbacks.steps import Steps
 from prefopt.data.loader import Plan, Recorded, micro_batches
 from prefopt.data.module import PreferenceData, held_out_loaders
 from prefopt.data.views import RECORDED, view
@@ -153,6 +154,23 @@ def test_clipping_holds(loss):
     trainer.fit(module, datamodule=PreferenceData(source, 2))
     assert trainer.global_step == 2
     assert moved == pytest.approx([1e-3] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e3])
+def test_by_the_norm_that_was_measured_clipping_is_lightnings(limit, tmp_path, monkeypatch):
+    """To the last bit, above the limit and below it; and it is not measured again."""
+    found = []
+    for measured in (False, True):
+        module, source = toy_module(create("dpo")), Recorded(view("pairs", toy_examples(8)), Plan(8, 4, 3, seed=0))
+        if measured:
+            monkeypatch.setattr(module, "clip_gradients", None)
+        callbacks = [Steps(tmp_path / "metrics.csv", source)] if measured else []
+        options = {**QUIET, "callbacks": callbacks, "gradient_clip_val": limit}
+        trainer = L.Trainer(accelerator="cpu", max_epochs=1, max_steps=3, accumulate_grad_batches=2, **options)
+        trainer.fit(module, datamodule=PreferenceData(source, 2))
+        assert module.grad_norm is None
+        found.append(flat(module))
+    assert torch.equal(*found)
 
 
 def flat(module):

@@ -115,11 +115,12 @@ class Steps(L.Callback):
         self._read, self._padded = self._read + read, self._padded + padded
 
     def on_before_optimizer_step(
-        self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
+        self, trainer: L.Trainer, module: PreferenceModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Before clipping. `Finite` reads the number next."""
+        """Before clipping, for which it is. `Finite` reads the number next."""
         norms = [p.grad.norm() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.grad_norm = whole_tensor(torch.stack(norms).norm()) if norms else torch.zeros((), device=module.device)
+        module.grad_norm = self.grad_norm
         self._rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
