@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from prefopt.callbacks import steps
 from prefopt.callbacks.steps import rows_until
 from prefopt.callbacks.storage import Storage
 from prefopt.errors import RequestError
@@ -21,6 +22,7 @@ from prefopt.module import _restore_rng, _rng_state
 from prefopt.objectives import create
 from prefopt.run import RunFolder, check_run_folder
 from prefopt.run.checkpoints import LAST, PREVIOUS, UNREADABLE, newest_sound, sound
+from tests.test_selfcheck import steps_of
 from tests.toy import train_toy
 
 PLAIN = {"loss": {"_target_": "x"}, "seed": 0}
@@ -278,6 +280,22 @@ def test_a_machine_at_its_limits_damages_nothing(error, tmp_path, monkeypatch):
         with pytest.raises(type(error)):
             newest_sound(tmp_path, True)
     assert newest_sound(tmp_path, True) == tmp_path / LAST
+
+
+def test_the_peak_of_memory_is_that_of_all_attempts(tmp_path, monkeypatch):
+    """100 bytes in the first, 70 in the second, 120 in the third."""
+    held = None
+    for used, peak in ((100, 100), (70, 100), (120, 120)):
+        clock = steps_of(tmp_path)
+        if held is not None:
+            clock.load_state_dict(held)
+        monkeypatch.setattr(steps, "peak_memory_bytes", lambda used=used: used)
+        held = clock.state_dict()
+        clock.on_train_end(None, None)
+        assert held["peak_memory"] == clock.peak_memory == peak
+    del held["peak_memory"]  # as an earlier version saved it
+    clock.load_state_dict(held)
+    assert clock.state_dict()["peak_memory"] == 120
 
 
 def test_two_that_are_damaged_are_both_kept(tmp_path):
