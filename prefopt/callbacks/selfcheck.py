@@ -44,7 +44,8 @@ class SelfCheck(L.Callback):
         as_in_training = trainer.precision_plugin.forward_context()
         with self._paused(), module.policy.evaluating(), whole(module.policy), torch.no_grad(), as_in_training:
             found = of_all_ranks(_wrong_at_start(module, batch), trainer.world_size)
-        for wrong in filter(None, found):  # every rank refuses: one that left alone would be waited for
+        wrong = next(filter(None, found), None)
+        if wrong is not None:  # every rank refuses: one that left alone would be waited for
             raise RequestError(wrong)
         self._before = {name: _glimpse(p) for name, p in module.policy.trainable().items()}
 

@@ -31,6 +31,7 @@ from prefopt.jobs.measure import (
     held_out_rows,
     sample_rows,
 )
+from prefopt.jobs.precision import device_for
 from prefopt.jobs.subject import Rows, Subject, open_subject
 from prefopt.metrics.held_out import slice_measures
 from prefopt.metrics.rewardbench import section_scores
@@ -136,7 +137,7 @@ def measuring_trainer(device: str, precision: Any) -> L.Trainer:
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("device=cuda: no GPU is seen here; take device=cpu")
     return L.Trainer(
-        accelerator="cuda" if device != "cpu" and torch.cuda.is_available() else "cpu",
+        accelerator=device_for(device),
         devices=1,
         precision=precision,
         logger=False,

@@ -58,7 +58,12 @@ def settle(trainer: TrainerSettings, before: str | None) -> str:
 
 def device_type(trainer: TrainerSettings) -> str:
     """Where a run will train: cuda or cpu."""
-    return "cuda" if trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return device_for(trainer.accelerator)
+
+
+def device_for(asked: str) -> str:
+    """cuda or cpu: anything but "cpu" takes a GPU where there is one."""
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def local_device(trainer: TrainerSettings) -> str:
