@@ -16,6 +16,7 @@ from prefopt.progress import say
 from prefopt.records import Batch
 from prefopt.scoring.attention import NAME, attention_named
 from prefopt.scoring.forest import Forest, plant
+from prefopt.scoring.fused import fused
 from prefopt.scoring.kv_cache import SharedPrompts
 from prefopt.scoring.narrow import leave_whole, narrowed
 
@@ -41,7 +42,7 @@ def forest_states(policy: Policy, forest: Forest, read: Tensor | None = None) ->
 
 @contextmanager
 def _as_forest(policy: Policy, read: Tensor | None) -> Iterator[None]:
-    with attention_named(policy.config, NAME), narrowed(policy, read):
+    with attention_named(policy.config, NAME), narrowed(policy, read), fused(policy):
         yield
 
 

@@ -1,0 +1,206 @@
+"""RMSNorm and rotary positions on a CPU, in a third of the time.
+
+As a library writes them, an operation of PyTorch after the other, these small steps go up to ten times over all the
+states, forward and backward, and make as many tensors of their size. Here each is one function with a backward of its
+own, that goes over them two or three times; the model's weights and modules stay what they are. Whether a model's parts
+are these is tried on numbers, not guessed from names.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.models.policy import Policy
+
+ROTARY = "apply_rotary_pos_emb"  # what the modules of transformers' models call it
+STRIP = 2**18  # numbers of a strip, 1 MiB: what one operation wrote the next still finds in the processor's cache
+EXACT = (torch.float32, torch.float64)  # in fewer bits it matters where a model rounds
+NEAR = 1e-5  # relative: rounding
+
+
+@dataclass(frozen=True)
+class _Parts:
+    norms: tuple[nn.Module, ...] = ()
+    rotary: dict[ModuleType, Any] = field(default_factory=dict)  # ROTARY of Python's modules that look it up
+
+
+_known: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
+
+
+@contextmanager
+def fused(policy: Policy) -> Iterator[None]:
+    """While it lasts, on a CPU, the model's RMSNorms and its rotary positions take fewer passes over memory. Shards
+    of weights are left alone."""
+    parts = _parts(policy.causal) if policy.device.type == "cpu" and not policy.sharded else _Parts()
+    for norm in parts.norms:
+        norm.forward = _Norm(norm)
+    for module, function in parts.rotary.items():
+        setattr(module, ROTARY, _Rotary(function))
+    try:
+        yield
+    finally:
+        for norm in parts.norms:
+            del norm.forward
+        for module, function in parts.rotary.items():
+            setattr(module, ROTARY, function)
+
+
+def _parts(model: nn.Module) -> _Parts:
+    if model not in _known:
+        named = [module for module in model.modules() if hasattr(module, "variance_epsilon")]
+        norms = tuple(module for module in named if "forward" not in vars(module) and _is_rms_norm(module))
+        homes = {sys.modules[type(module).__module__] for module in model.modules()}
+        called = {home: getattr(home, ROTARY, None) for home in homes}
+        _known[model] = _Parts(norms, {home: own for home, own in called.items() if _is_rotary(own)})
+    return _known[model]
+
+
+class _Norm:
+    """An RMSNorm's forward: x · weight / √(mean x² + ε), of a root mean square with no mean taken off
+    (https://arxiv.org/abs/1910.07467)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module: Any = module
+
+    def __call__(self, states: Tensor) -> Tensor:
+        weight = self._module.weight
+        if _exact(states, weight):
+            return rms_norm(states, weight, self._module.variance_epsilon)
+        return type(self._module).forward(self._module, states)
+
+
+class _Rotary:
+    """Queries and keys turned by their positions; see `turn`."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __call__(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
+        if more or named or cos.dim() != 3 or cos.shape[-1] != query.shape[-1] or not _exact(query, key, cos, sin):
+            return self._own(query, key, cos, sin, *more, **named)
+        return turn(query, cos[:, None], sin[:, None]), turn(key, cos[:, None], sin[:, None])
+
+
+def _exact(*tensors: Tensor) -> bool:
+    types = {tensor.dtype for tensor in tensors}
+    return len(types) == 1 and types <= set(EXACT) and not torch.is_autocast_enabled("cpu")
+
+
+# ---------------------------------------------------------------- the functions
+
+
+def rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """[..., H] of weight [H], all in one type."""
+    return _RmsNorm.apply(states, weight, eps)
+
+
+def turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x · cos + (-x₂, x₁) · sin of the halves x₁, x₂ of every vector (https://arxiv.org/abs/2104.09864, in the order
+    of Llama's weights). states: [N, heads, T, D]; cos, sin: [N, 1, T, D], without gradients."""
+    return _Turn.apply(states, cos, sin)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """With x̂ = x / √(mean x² + ε) and h = ∂L/∂y · weight: ∂L/∂x = (h - x̂ · mean(h · x̂)) / √(mean x² + ε)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        size = x.shape[-1]
+        flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, scale, grads[0])]
+        dx, dweight = torch.empty_like(flat[0]), torch.zeros_like(weight)
+        rows = max(1, STRIP // size)
+        for out, own, scales, grad in zip(dx.split(rows), *(tensor.split(rows) for tensor in flat), strict=True):
+            normed = own * scales
+            by_weight = grad * normed
+            dweight += by_weight.sum(0)
+            mean = torch.mv(by_weight, weight).div_(size)[:, None]
+            torch.mul(grad, weight, out=out).addcmul_(normed, mean, value=-1).mul_(scales)
+        return dx.view_as(x), dweight, None
+
+
+class _Turn(torch.autograd.Function):
+    """Backward turns back: (∂L/∂x)₁ = g₁ · cos₁ + g₂ · sin₂ and (∂L/∂x)₂ = g₂ · cos₂ - g₁ · sin₁."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        one, two = sin.chunk(2, -1)
+        return _turned(x, cos, -one, two)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        one, two = sin.chunk(2, -1)
+        return _turned(grads[0], cos, two, -one), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, to_first: Tensor, to_second: Tensor) -> Tensor:
+    """x · cos, and to its first half what stands in the second times `to_first`, and the other way round."""
+    out = x * cos
+    (first, second), (into_first, into_second) = x.chunk(2, -1), out.chunk(2, -1)
+    into_first.addcmul_(second, to_first)
+    into_second.addcmul_(first, to_second)
+    return out
+
+
+# ---------------------------------------------------------------- whether a model's parts are these
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    """By its own outcome and gradients, under weights that nothing else would pass with."""
+    parameters = dict(module.named_parameters())
+    if set(parameters) != {"weight"} or parameters["weight"].dtype not in EXACT:
+        return False
+    drawn = _numbers(3, *parameters["weight"].shape, dtype=parameters["weight"].dtype)
+    given = [drawn[:2].clone(), drawn[2].clone()]
+    own = lambda x, weight: torch.func.functional_call(module, {"weight": weight}, (x,))  # noqa: E731
+    ours = lambda x, weight: rms_norm(x, weight, float(module.variance_epsilon))  # type: ignore[arg-type]  # noqa: E731
+    return _alike(own, ours, given)
+
+
+def _is_rotary(own: Any) -> bool:
+    if not callable(own):
+        return False
+    query, key, cos, sin = _numbers(4, 1, 2, 3, 8)
+    angles = cos[:, 0], sin[:, 0]
+    return all(
+        _alike(lambda x, i=i: own(x, x, *angles)[i], lambda x: turn(x, cos[:, :1], sin[:, :1]), [states])
+        for i, states in enumerate((query, key))
+    )
+
+
+def _numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The same every time, and no one else's random numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@torch.enable_grad()
+def _alike(own: Any, ours: Any, given: list[Tensor]) -> bool:
+    try:
+        found = [_with_gradients(function, given) for function in (own, ours)]
+    except Exception:  # models fail in their own ways when asked for what they do not do
+        return False
+    return all(a.shape == b.shape and torch.allclose(a, b, NEAR, NEAR) for a, b in zip(*found, strict=True))
+
+
+def _with_gradients(function: Any, given: list[Tensor]) -> list[Tensor]:
+    leaves = [tensor.clone().requires_grad_() for tensor in given]
+    out = function(*leaves)
+    return [out, *torch.autograd.grad((out * torch.arange(1.0, 1.0 + out.numel()).view_as(out).cos()).sum(), leaves)]
