@@ -840,6 +840,7 @@ MUTANTS = [
         ("other layers are taken for attention", "if kinds:", "if False:"),
         ("said every time", "reason not in _known.values()", "True"),
         ("dropout in attention is not seen", "if _drops_attention(policy):", "if False:"),
+        ("in as many passes as before", ", fused(policy):", ":"),
     ),
     *of(
         "scoring/narrow.py",
@@ -903,10 +904,6 @@ MUTANTS = [
         ("parts of a head are turned", "cos.shape[-1] != query.shape[-1]", "False"),
         ("other dimensions are heads", "if more or named or", "if"),
         ("shards are taken", " and not policy.sharded", ""),
-    ),
-    *of(
-        "scoring/sharing.py",
-        ("in as many passes as before", ", fused(policy):", ":"),
     ),
     *of(
         "jobs/precision.py",
