@@ -903,7 +903,6 @@ MUTANTS = [
         ("any precision", "types <= set(EXACT)", "True"),
         ("parts of a head are turned", "cos.shape[-1] != query.shape[-1]", "False"),
         ("other dimensions are heads", "if more or named or", "if"),
-        ("shards are taken", " and not policy.sharded", ""),
     ),
     *of(
         "jobs/precision.py",

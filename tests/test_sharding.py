@@ -23,7 +23,7 @@ from prefopt.models.policy import Policy
 from prefopt.models.recompute import recompute_layers
 from prefopt.models.sharding import shard, whole, whole_tensor
 from prefopt.objectives import create
-from prefopt.scoring import forest, layout, score, shares_prompts, sharing, tokens_read
+from prefopt.scoring import forest, fused, layout, score, shares_prompts, sharing, tokens_read
 from prefopt.settings import StrategySettings
 from tests.gloo_worker import ROOT, run_ranks
 from tests.models.saved import pairs_file, saved_model
@@ -89,6 +89,14 @@ def test_the_life_of_shards(make, mesh):
         assert weights_hash(own.trainable().items()) == weights_hash(plain.trainable().items())
         for policy in (plain, own):
             torch.optim.SGD(list(policy.trainable().values()), lr=0.1).step()
+
+
+def test_parts_are_told_from_shards_too(mesh):
+    """Where nobody has asked before the weights were shards: the same norms are computed in fewer passes."""
+    own = Policy(llama())
+    shard(own, mesh)
+    parts = fused._parts(own.causal)
+    assert (len(parts.norms), len(parts.rotary)) == (5, 1)
 
 
 def logits(policy):

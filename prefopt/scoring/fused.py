@@ -38,9 +38,8 @@ _known: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
 
 @contextmanager
 def fused(policy: Policy) -> Iterator[None]:
-    """While it lasts, on a CPU, the model's RMSNorms and its rotary positions take fewer passes over memory. Shards
-    of weights are left alone."""
-    parts = _parts(policy.causal) if policy.device.type == "cpu" and not policy.sharded else _Parts()
+    """While it lasts, on a CPU, the model's RMSNorms and its rotary positions take fewer passes over memory."""
+    parts = _parts(policy.causal) if policy.device.type == "cpu" else _Parts()
     for norm in parts.norms:
         norm.forward = _Norm(norm)
     for module, function in parts.rotary.items():

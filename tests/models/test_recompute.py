@@ -91,14 +91,14 @@ def kept(policy: Policy) -> int:
     return sum(sizes)
 
 
-def test_a_layer_keeps_its_input(monkeypatch):
+def test_a_layer_keeps_its_input():
     """64 tokens of 16 numbers for each further layer, where it was many times that."""
     further = []
     for asked in (False, True):
         found = []
         for layers in (2, 5):
             policy = Policy(llama(num_hidden_layers=layers)).train()
-            monkeypatch.setitem(sharing._known, policy.causal, "")
+            assert sharing.shares_prompts(policy, 1)  # tried before anything is counted
             if asked:
                 recompute_layers(policy)
             found.append(kept(policy))

@@ -237,14 +237,6 @@ def test_nothing_is_left_behind(fails):
     assert not [name for name, module in policy.causal.named_modules() if "forward" in vars(module)]
 
 
-def test_shards_are_left_alone():
-    policy = Policy(toy_model())
-    policy.sharded = True
-    with fused.fused(policy):
-        assert modeling_llama.apply_rotary_pos_emb is ROTARY
-        assert "forward" not in vars(policy.causal.model.norm)
-
-
 @pytest.mark.parametrize("mixed", [False, True])
 def test_fewer_bits_are_the_models_own(mixed, calls):
     """In bfloat16, and inside autocast, a model rounds where it rounds: to the bit what it is without."""
