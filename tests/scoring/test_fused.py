@@ -24,7 +24,7 @@ from transformers.models.llama import modeling_llama
 from prefopt.models.policy import Policy
 from prefopt.records import Batch
 from prefopt.scoring import fused, score, sharing
-from tests.toy import VOCAB, keep_rmsnorm_exact, toy_model
+from tests.toy import RMSNORMS, VOCAB, keep_rmsnorm_exact, toy_model
 
 ROTARY = modeling_llama.apply_rotary_pos_emb
 SMALL = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -162,6 +162,14 @@ def no_mean(x):
 def test_a_norm_of_the_same_names_is_left_alone(change):
     assert fused._parts(AlmostNorm(lambda self, own, x: own(x))).norms
     assert not fused._parts(AlmostNorm(change)).norms
+
+
+def test_a_norm_that_rounds_to_float32_is_left_alone(monkeypatch):
+    """As the library's does: a model in float64 says what it says without."""
+    norm = modeling_llama.LlamaRMSNorm
+    monkeypatch.setattr(norm, "forward", RMSNORMS[norm])
+    assert not fused._parts(toy_model()).norms
+    assert len(fused._parts(toy_model(dtype=torch.float32)).norms) == 5
 
 
 def test_a_norm_with_more_weights_is_left_alone():
