@@ -1,9 +1,9 @@
-"""RMSNorm and rotary positions on a CPU, in a third of the time.
+"""RMSNorm and rotary positions on a CPU in fewer passes over memory.
 
-As a library writes them, an operation of PyTorch after the other, these small steps go up to ten times over all the
+As a library writes them, an operation of PyTorch after the other, these small steps go about ten times over all the
 states, forward and backward, and make as many tensors of their size. Here each is one function with a backward of its
-own, that goes over them two or three times; the model's weights and modules stay what they are. Whether a model's parts
-are these is tried on numbers, not guessed from names.
+own; the model's weights and modules stay what they are. Whether a model's parts are these is tried on numbers, not
+guessed from names.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from prefopt.models.policy import Policy
 
 ROTARY = "apply_rotary_pos_emb"  # what the modules of transformers' models call it
 STRIP = 2**18  # numbers of a strip, 1 MiB: what one operation wrote the next still finds in the processor's cache
-# Differences that are rounding, in the types that are taken: in fewer bits it matters where a model rounds. A norm that
-# rounds float64 to float32 is not one of these.
+# Relative differences that are rounding, in the types that are taken. In fewer bits it matters where a model rounds. A
+# norm that rounds float64 to float32 is none of these.
 NEAR = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 @dataclass(frozen=True)
 class _Parts:
-    norms: tuple[nn.Module, ...] = ()
+    norms: dict[nn.Module, torch.dtype] = field(default_factory=dict)  # and in which type each was tried
     rotary: dict[ModuleType, Any] = field(default_factory=dict)  # ROTARY of Python's modules that look it up
 
 
@@ -41,27 +42,34 @@ _known: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()
 def fused(policy: Policy) -> Iterator[None]:
     """While it lasts, on a CPU, the model's RMSNorms and its rotary positions take fewer passes over memory."""
     parts = _parts(policy.causal) if policy.device.type == "cpu" else _Parts()
-    for norm in parts.norms:
+    # What somebody else has put in their place meanwhile stays, and what an outer `fused` has.
+    norms = [norm for norm, dtype in parts.norms.items() if "forward" not in vars(norm) and _type(norm) == dtype]
+    rotary = {home: own for home, own in parts.rotary.items() if getattr(home, ROTARY) is own}
+    for norm in norms:
         norm.forward = _Norm(norm)
-    for module, function in parts.rotary.items():
-        setattr(module, ROTARY, _Rotary(function))
+    for home, own in rotary.items():
+        setattr(home, ROTARY, _Rotary(own))
     try:
         yield
     finally:
-        for norm in parts.norms:
+        for norm in norms:
             del norm.forward
-        for module, function in parts.rotary.items():
-            setattr(module, ROTARY, function)
+        for home, own in rotary.items():
+            setattr(home, ROTARY, own)
 
 
 def _parts(model: nn.Module) -> _Parts:
     if model not in _known:
-        named = [module for module in model.modules() if hasattr(module, "variance_epsilon")]
-        norms = tuple(module for module in named if "forward" not in vars(module) and _is_rms_norm(module))
-        homes = {sys.modules[type(module).__module__] for module in model.modules()}
-        called = {home: getattr(home, ROTARY, None) for home in homes}
-        _known[model] = _Parts(norms, {home: own for home, own in called.items() if _is_rotary(own)})
+        with torch.inference_mode(False), torch.enable_grad():  # whoever asks first gets the answer for all
+            norms = {m: _type(m) for m in model.modules() if hasattr(m, "variance_epsilon") and _is_rms_norm(m)}
+            homes = {sys.modules.get(type(module).__module__) for module in model.modules()}
+            called = {home: getattr(home, ROTARY, None) for home in homes if home}
+            _known[model] = _Parts(norms, {home: own for home, own in called.items() if _is_rotary(own)})
     return _known[model]
+
+
+def _type(norm: Any) -> torch.dtype:
+    return norm.weight.dtype
 
 
 class _Norm:
@@ -71,11 +79,11 @@ class _Norm:
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
 
-    def __call__(self, states: Tensor) -> Tensor:
+    def __call__(self, states: Tensor, *more: Any, **named: Any) -> Any:
         weight = self._module.weight
-        if _exact(states, weight):
-            return rms_norm(states, weight, self._module.variance_epsilon)
-        return type(self._module).forward(self._module, states)
+        if more or named or not _exact(states, weight):
+            return type(self._module).forward(self._module, states, *more, **named)
+        return rms_norm(states, weight, self._module.variance_epsilon)
 
 
 class _Rotary:
@@ -85,7 +93,8 @@ class _Rotary:
         self._own = own
 
     def __call__(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
-        if more or named or cos.dim() != 3 or cos.shape[-1] != query.shape[-1] or not _exact(query, key, cos, sin):
+        whole = cos.dim() == 3 and cos.shape[-1] == query.shape[-1] and not (cos.requires_grad or sin.requires_grad)
+        if more or named or not whole or not _exact(query, key, cos, sin):
             return self._own(query, key, cos, sin, *more, **named)
         return turn(query, cos[:, None], sin[:, None]), turn(key, cos[:, None], sin[:, None])
 
@@ -120,16 +129,18 @@ class _RmsNorm(torch.autograd.Function):
         return (x * scale).mul_(weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         size = x.shape[-1]
         flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, scale, grads[0])]
-        dx, dweight = torch.empty_like(flat[0]), torch.zeros_like(weight)
+        dx, dweight = torch.empty_like(flat[0]), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         rows = max(1, STRIP // size)
         for out, own, scales, grad in zip(dx.split(rows), *(tensor.split(rows) for tensor in flat), strict=True):
             normed = own * scales
             by_weight = grad * normed
-            dweight += by_weight.sum(0)
+            if dweight is not None:
+                dweight += by_weight.sum(0)
             mean = torch.mv(by_weight, weight).div_(size)[:, None]
             torch.mul(grad, weight, out=out).addcmul_(normed, mean, value=-1).mul_(scales)
         return dx.view_as(x), dweight, None
@@ -145,6 +156,7 @@ class _Turn(torch.autograd.Function):
         return _turned(x, cos, -one, two)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         one, two = sin.chunk(2, -1)
@@ -163,45 +175,51 @@ def _turned(x: Tensor, cos: Tensor, to_first: Tensor, to_second: Tensor) -> Tens
 # ---------------------------------------------------------------- whether a model's parts are these
 
 
-def _is_rms_norm(module: nn.Module) -> bool:
-    """By its own outcome and gradients, under weights that nothing else would pass with."""
+def _is_rms_norm(module: Any) -> bool:
+    """By its outcome and gradients, of other weights than its own, and of states so small that ε counts."""
     parameters = dict(module.named_parameters())
-    if set(parameters) != {"weight"} or parameters["weight"].dtype not in NEAR:
+    if set(parameters) != {"weight"} or _type(module) not in NEAR:
         return False
-    drawn = _numbers(3, *parameters["weight"].shape, dtype=parameters["weight"].dtype)
-    given = [drawn[:2].clone(), drawn[2].clone()]
+    weight, *states = _numbers(3, *module.weight.shape, dtype=_type(module))
+    given = [torch.stack([states[0], states[1] * module.variance_epsilon**0.5]), weight]
     own = lambda x, weight: torch.func.functional_call(module, {"weight": weight}, (x,))  # noqa: E731
-    ours = lambda x, weight: rms_norm(x, weight, float(module.variance_epsilon))  # type: ignore[arg-type]  # noqa: E731
-    return _alike(own, ours, given)
+    return _alike(own, lambda x, weight: rms_norm(x, weight, module.variance_epsilon), given)
 
 
 def _is_rotary(own: Any) -> bool:
-    if not callable(own):
-        return False
-    query, key, cos, sin = _numbers(4, 1, 2, 3, 8)
-    angles = cos[:, 0], sin[:, 0]
-    return all(
-        _alike(lambda x, i=i: own(x, x, *angles)[i], lambda x: turn(x, cos[:, :1], sin[:, :1]), [states])
-        for i, states in enumerate((query, key))
-    )
+    return callable(own) and all(_turns(own, dtype) for dtype in NEAR)
 
 
-def _numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def _turns(own: Any, dtype: torch.dtype) -> bool:
+    query, key, cos, sin = _numbers(4, 1, 2, 3, 8, dtype=dtype)
+    cos, sin = cos[:, :1], sin[:, :1]
+    ours = lambda query, key: (turn(query, cos, sin), turn(key, cos, sin))  # noqa: E731
+    return _alike(lambda query, key: own(query, key, cos[:, 0], sin[:, 0]), ours, [query, key])
+
+
+def _numbers(*shape: int, dtype: torch.dtype) -> Tensor:
     """The same every time, and no one else's random numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
-@torch.enable_grad()
 def _alike(own: Any, ours: Any, given: list[Tensor]) -> bool:
+    near = NEAR[given[0].dtype]
     try:
         found = [_with_gradients(function, given) for function in (own, ours)]
+        return all(a.shape == b.shape and _close(a, b, near) for a, b in zip(*found, strict=True))
     except Exception:  # models fail in their own ways when asked for what they do not do
         return False
-    near = NEAR[given[0].dtype]
-    return all(a.shape == b.shape and torch.allclose(a, b, near, near) for a, b in zip(*found, strict=True))
+
+
+def _close(one: Tensor, other: Tensor, near: float) -> bool:
+    """Vector by vector: gradients of small states are large ones."""
+    return bool(((one - other).norm(dim=-1) <= near * other.norm(dim=-1)).all())
 
 
 def _with_gradients(function: Any, given: list[Tensor]) -> list[Tensor]:
+    """What comes out, and the gradients of a sum in which every number of it has a weight of its own."""
     leaves = [tensor.clone().requires_grad_() for tensor in given]
-    out = function(*leaves)
-    return [out, *torch.autograd.grad((out * torch.arange(1.0, 1.0 + out.numel()).view_as(out).cos()).sum(), leaves)]
+    found = function(*leaves)
+    out = list(found) if isinstance(found, tuple) else [found]
+    total = sum((part * torch.arange(1.0, 1.0 + part.numel()).view_as(part).cos()).sum() for part in out)
+    return [*out, *torch.autograd.grad(total, leaves)]

@@ -59,6 +59,14 @@ def test_rms_norm_by_hand():
     torch.testing.assert_close(dweight, torch.tensor([3 / root, 0.0]).double(), rtol=1e-7, atol=0)
 
 
+def test_frozen_weights():
+    """Of a base under an adapter: the states' gradient alone."""
+    x, weight = random(3, 4).requires_grad_(), random(4, seed=1)
+    alone = torch.autograd.grad(fused.rms_norm(x, weight, 0.1).sin().sum(), x)[0]
+    both = torch.autograd.grad(fused.rms_norm(x, weight.requires_grad_(), 0.1).sin().sum(), [x, weight])[0]
+    assert torch.equal(alone, both)
+
+
 @pytest.mark.parametrize("strip", [4, 8, 2**18])
 @pytest.mark.parametrize("shape", [(7, 4), (2, 3, 4), (1, 2, 3, 4)])
 def test_gradients_of_rms_norm(strip, shape, monkeypatch):
@@ -157,6 +165,8 @@ def no_mean(x):
         lambda self, own, x: own(x).flatten(),
         lambda self, own, x: own(x.detach() + 0 * x),  # the gradient alone is another
         lambda self, own, x: own(x, x),  # fails
+        lambda self, own, x: own(x).half(),
+        lambda self, own, x: own(x) * (x.norm(dim=-1, keepdim=True) > 1),  # of small states ε is the most
     ],
 )
 def test_a_norm_of_the_same_names_is_left_alone(change):
@@ -178,25 +188,29 @@ def test_a_norm_with_more_weights_is_left_alone():
     assert not fused._parts(norm).norms
 
 
-def test_a_forward_of_somebody_elses_stays():
-    """As of hooks that other libraries put around a module."""
-    norm = modeling_llama.LlamaRMSNorm(4)
-    norm.forward = types.MethodType(modeling_llama.LlamaRMSNorm.forward, norm)
-    assert not fused._parts(norm).norms
-
-
 @pytest.mark.parametrize(
     "change",
     [
         lambda q, k, cos, sin: ROTARY(q, k, cos, -sin),
         lambda q, k, cos, sin: (ROTARY(q, k, cos, sin)[0], k),
         lambda q, k, cos, sin: (q, ROTARY(q, k, cos, sin)[1]),
+        lambda q, k, cos, sin: ROTARY(q, k, cos, sin)[::-1],
+        lambda q, k, cos, sin: tuple(t.to(q.dtype) for t in ROTARY(q.float(), k.float(), cos, sin)),  # rounds
         lambda q: q,
     ],
 )
 def test_positions_of_another_kind_are_left_alone(change, monkeypatch):
     monkeypatch.setattr(modeling_llama, fused.ROTARY, change)
     assert not fused._parts(toy_model()).rotary
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_whoever_asks_first(mode):
+    """As a run that goes on, whose first look is a missed one, before any step."""
+    model = toy_model()
+    with mode():
+        parts = fused._parts(model)
+    assert (len(parts.norms), len(parts.rotary)) == (5, 1)
 
 
 def test_telling_draws_no_random_numbers():
@@ -245,6 +259,52 @@ def test_nothing_is_left_behind(fails):
     assert not [name for name, module in policy.causal.named_modules() if "forward" in vars(module)]
 
 
+def test_one_inside_the_other():
+    """As a layer that is computed again inside of backward may be."""
+    policy = Policy(toy_model())
+    norm, own = policy.causal.model.norm, ROTARY
+    with fused.fused(policy):
+        outer = norm.forward, modeling_llama.apply_rotary_pos_emb
+        with fused.fused(policy):
+            pass
+        assert (norm.forward, modeling_llama.apply_rotary_pos_emb) == outer
+    assert "forward" not in vars(norm)
+    assert modeling_llama.apply_rotary_pos_emb is own
+
+
+def test_a_norm_that_is_called_otherwise():
+    """With more than the states, as gated ones are: the model's own forward."""
+    policy = Policy(toy_model())
+    with fused.fused(policy), pytest.raises(TypeError, match="unexpected keyword argument 'gate'"):
+        policy.causal.model.norm(random(2, 16), gate=None)
+
+
+def test_another_type_than_was_tried(calls):
+    """A model that was made a float64 one since: its norms round."""
+    policy = Policy(toy_model(dtype=torch.float32))
+    fused._parts(policy.causal)
+    policy.double()
+    calls.update(rms_norm=0)
+    with fused.fused(policy):
+        policy.causal.model.norm(random(2, 16))
+    assert not calls["rms_norm"]
+
+
+def test_what_somebody_else_puts_there_stays(monkeypatch):
+    """As of hooks and kernels that other libraries put around a module, before or after its trial."""
+    policy = Policy(toy_model())
+    norm = policy.causal.model.norm
+    assert norm in fused._parts(policy.causal).norms
+    theirs, other = types.MethodType(type(norm).forward, norm), lambda *given: ROTARY(*given)
+    norm.forward = theirs
+    monkeypatch.setattr(modeling_llama, fused.ROTARY, other)
+    with fused.fused(policy):
+        assert norm.forward is theirs
+        assert modeling_llama.apply_rotary_pos_emb is other
+    assert norm.forward is theirs
+    assert modeling_llama.apply_rotary_pos_emb is other
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_fewer_bits_are_the_models_own(mixed, calls):
     """In bfloat16, and inside autocast, a model rounds where it rounds: to the bit what it is without."""
@@ -276,9 +336,13 @@ def test_positions_of_a_part_of_the_head_are_the_models_own(calls):
     q, cos, sin = random(1, 3, 2, 8), random(1, 3, 8, seed=1), random(1, 3, 8, seed=2)
     with fused.fused(policy):
         found = modeling_llama.apply_rotary_pos_emb(q, q, cos, sin, 2)
+        again = modeling_llama.apply_rotary_pos_emb(q, q, cos, sin, unsqueeze_dim=2)
         with pytest.raises(RuntimeError, match="must match the size"):
             modeling_llama.apply_rotary_pos_emb(q, q, cos[..., :4], sin[..., :4])
+        learned = modeling_llama.apply_rotary_pos_emb(q, q, cos[:, :2].requires_grad_(), sin[:, :2])[0]
     assert torch.equal(found[0], ROTARY(q, q, cos, sin, unsqueeze_dim=2)[0])
+    assert torch.equal(found[0], again[0])
+    assert learned.requires_grad
     assert calls["turn"] == 0
 
 
