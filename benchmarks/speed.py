@@ -33,6 +33,7 @@ LIVE, STORED = "model.reference_store=false", "model.reference_store=true"
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "naive dpo": ("bare", "dpo"),
     "dpo, padded rows": ("ours", "dpo", LIVE, "padded"),
+    "dpo, the library's norms": ("ours", "dpo", LIVE, "unfused"),
     "dpo": ("ours", "dpo", LIVE),
     "dpo, reference stored": ("ours", "dpo", STORED),
     "floor": ("bare", "floor"),
@@ -55,6 +56,7 @@ RATIOS = (
     ("naive dpo", "dpo"),
     ("naive dpo", "dpo, padded rows"),
     ("dpo, padded rows", "dpo"),
+    ("dpo, the library's norms", "dpo"),
     ("dpo", "dpo, reference stored"),
     ("TRL kto", "kto"),
     ("TRL reward", "bradley_terry"),

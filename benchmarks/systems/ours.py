@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,13 @@ def main(folder: Path, loss: str, steps: int, threads: int, report: Path, more: 
 
     work = Work()
     work.watch()
+    assert callable(sharing.why_not)
+    assert callable(sharing.fused)
     if "padded" in more:
-        more = [override for override in more if override != "padded"]
-        assert callable(sharing.why_not)
         sharing.why_not = lambda policy: "the benchmark asks for padding"
+    if "unfused" in more:
+        sharing.fused = nullcontext
+    more = [override for override in more if override not in ("padded", "unfused")]
 
     with tempfile.TemporaryDirectory() as place:
         run = Path(place, "run")
