@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +23,7 @@ from transformers import (
 
 from prefopt.errors import RequestError, first_line
 from prefopt.models.adapter import SCALING, adapter_file, continued
+from prefopt.models.dropout import without_dropout
 from prefopt.models.files import need_bitsandbytes, stored_weights
 from prefopt.models.policy import Policy
 from prefopt.models.sharding import whole_tensor
@@ -64,7 +65,7 @@ class Base:
                 trust_remote_code=self.trust_remote_code,
                 **options,
             )
-        return _without_dropout(model)
+        return without_dropout(model)
 
     def hash(self) -> str:
         """sha256 of the stored weights, tensor by tensor: of one base it is the same whole, under LoRA and in 4 bits,
@@ -147,13 +148,3 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
         one.update(flat.view(torch.uint8).numpy().data)
         found.append(one.hexdigest())
     return hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
-
-
-def _without_dropout(model: PreTrainedModel) -> PreTrainedModel:
-    """Policy, reference and rollouts must be the same network; only an adapter's own dropout is a choice."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  (a plain number on attention modules)
-    return model

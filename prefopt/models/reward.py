@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from prefopt.errors import RequestError
 from prefopt.models.base import Base, explained
+from prefopt.models.dropout import without_dropout
 from prefopt.models.files import check_folder, check_weights, expanded, is_classifier, stored_tensor
 from prefopt.models.policy import Policy
 from prefopt.records import Batch
@@ -65,7 +66,7 @@ def load_reward(
             name, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
         )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    policy = Policy(model.requires_grad_(False), SCALAR).eval()
+    policy = Policy(without_dropout(model).requires_grad_(False), SCALAR).eval()
     _set_head(policy, weight)
     return RewardModel(policy.requires_grad_(False), tokenizer)
 
