@@ -123,7 +123,7 @@ def test_a_batch_is_one_call_where_there_are_shards(path, monkeypatch):
     monkeypatch.setattr(forest, "ROOM", 8)
     monkeypatch.setattr(layout, "ROOM", 8)
     policy, some = Policy(llama()), batch_of(ROWS)
-    monkeypatch.setitem(sharing._known, policy.causal, "told so" if path == "padded" else "")
+    monkeypatch.setitem(sharing._known, policy.causal, {("cpu", None): "told so" if path == "padded" else ""})
     calls, hidden_states = [], policy.hidden_states
     monkeypatch.setattr(
         policy,

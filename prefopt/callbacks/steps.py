@@ -111,7 +111,8 @@ class Steps(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: PreferenceModule, batch: Batch, batch_idx: int) -> None:
         self._step_tokens += batch.tokens if batch.columns["weight"].any() else 0
-        read, padded = tokens_read(module.policy, batch)
+        with trainer.precision_plugin.forward_context():  # as the step itself will ask
+            read, padded = tokens_read(module.policy, batch)
         self._read, self._padded = self._read + read, self._padded + padded
 
     def on_before_optimizer_step(

@@ -13,6 +13,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from prefopt.errors import RequestError
 
 SCALAR_HEADS = ("scalar", "value")
+STRETCHED = ("longrope", "dynamic")  # kinds of rotary positions
 
 
 class Policy(nn.Module):
@@ -64,6 +65,16 @@ class Policy(nn.Module):
         depth = self.config.num_hidden_layers
         lists = [m for m in self.causal.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
         return list(lists[0]) if lists else []
+
+    @property
+    def rope_bound(self) -> int | None:
+        """Tokens of a row beyond which the model turns all positions of a call otherwise, as its longest row asks
+        (LongRoPE, dynamic NTK); None where positions turn alike in rows of any length."""
+        held = getattr(self.config, "rope_parameters", None) or {}
+        kinds = [held] if "rope_type" in held else [kind for kind in held.values() if isinstance(kind, dict)]
+        stretched = [kind for kind in kinds if kind.get("rope_type") in STRETCHED]
+        whole = getattr(self.config, "max_position_embeddings", None)
+        return min((kind.get("original_max_position_embeddings") or whole for kind in stretched), default=None)
 
     @property
     def vocabulary(self) -> int:
@@ -148,7 +159,7 @@ class Policy(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def _scalar_head(self) -> nn.Linear:
-        size = self.config.hidden_size
+        size = getattr(self.config, "word_embed_proj_dim", self.config.hidden_size)  # OPT projects its last states
         head = nn.Linear(size, 1, bias=False, dtype=torch.float32)
         # All rewards begin near 0 and a reward model's loss near log 2, as in OpenRLHF and ColossalAI; Stiennon et al.
         # 2020 take the square root. Not 0, or the backbone would stand still.

@@ -27,19 +27,19 @@ def few_rows(policy: Policy) -> Iterator[None]:
     """While it lasts, on a CPU and in float32, the model's larger linear layers read weights laid out for the rows that
     they are given. The weights themselves stay what and where they are, and must not change meanwhile."""
     chosen = _chosen(policy)
-    for module in chosen:
-        module.forward = _LaidOut(module)  # type: ignore[assignment]
     try:
+        for module in chosen:
+            module.forward = _LaidOut(module)  # type: ignore[assignment]
         yield
     finally:
         for module in chosen:
-            del module.forward
+            vars(module).pop("forward", None)
 
 
 def _chosen(policy: Policy) -> list[nn.Linear]:
-    # Layers of 4 bits and sharded weights are of other types.
+    # Layers of 4 bits and sharded weights are of other types; what somebody else has put in a forward's place stays.
     linear = [module for module in policy.causal.modules() if type(module) is nn.Linear]
-    plain = [module for module in linear if type(module.weight) is nn.Parameter]
+    plain = [module for module in linear if type(module.weight) is nn.Parameter and "forward" not in vars(module)]
     chosen = [module for module in plain if module.weight.numel() >= SMALL]
     found = {(module.weight.device.type, module.weight.dtype) for module in chosen}
     size = sum(module.weight.numel() for module in chosen)

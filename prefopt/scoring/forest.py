@@ -118,7 +118,7 @@ def _planted(
         if filling:
             trees.append(Tree(start, filling, ()))
             ids.append(prompts[0].new_zeros(filling))
-            positions.append(torch.arange(filling))
+            positions.append(positions[0].new_zeros(filling))  # none that no row has
         row_ids = torch.cat(ids)[None]
         forests.append(Forest(row_ids, torch.cat(positions)[None].to(row_ids.device), tuple(trees)))
         offset += start + filling

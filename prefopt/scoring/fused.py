@@ -45,15 +45,15 @@ def fused(policy: Policy) -> Iterator[None]:
     # What somebody else has put in their place meanwhile stays, and what an outer `fused` has.
     norms = [norm for norm, dtype in parts.norms.items() if "forward" not in vars(norm) and _type(norm) == dtype]
     rotary = {home: own for home, own in parts.rotary.items() if getattr(home, ROTARY) is own}
-    for norm in norms:
-        norm.forward = _Norm(norm)
-    for home, own in rotary.items():
-        setattr(home, ROTARY, _Rotary(own))
     try:
+        for norm in norms:
+            norm.forward = _Norm(norm)
+        for home, own in rotary.items():
+            setattr(home, ROTARY, _Rotary(own))
         yield
     finally:
         for norm in norms:
-            del norm.forward
+            vars(norm).pop("forward", None)
         for home, own in rotary.items():
             setattr(home, ROTARY, own)
 

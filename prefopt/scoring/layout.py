@@ -28,11 +28,12 @@ class Layout:
     position_ids: Tensor
 
 
-def layouts(batch: Batch, one: bool = False) -> list[Layout]:
-    """Every row once, rows of similar length together. No mask is ever read off a token's id. one: all in one."""
+def layouts(batch: Batch, one: bool = False, bound: int | None = None) -> list[Layout]:
+    """Every row once, rows of similar length together. No mask is ever read off a token's id. one: all in one. bound:
+    of the model's positions, see `Policy.rope_bound`; no row of more tokens is together with one of fewer."""
     prompts, completions = batch.prompts(), batch.completions()
     groups = batch.group.tolist()
-    together = _together(row_lengths(batch).tolist(), _room(batch, one))
+    together = _together(row_lengths(batch).tolist(), _room(batch, one), bound)
     return [_padded([torch.cat((prompts[groups[r]], completions[r])) for r in rows], rows) for rows in together]
 
 
@@ -41,24 +42,26 @@ def row_lengths(batch: Batch) -> Tensor:
     return batch.prompt_lengths[batch.group] + batch.completion_lengths
 
 
-def padded_tokens(batch: Batch, one: bool = False) -> int:
+def padded_tokens(batch: Batch, one: bool = False, bound: int | None = None) -> int:
     """Tokens of a batch's layouts, padding included."""
     lengths = row_lengths(batch).tolist()
-    return sum(len(rows) * lengths[rows[0]] for rows in _together(lengths, _room(batch, one)))
+    return sum(len(rows) * lengths[rows[0]] for rows in _together(lengths, _room(batch, one), bound))
 
 
 def _room(batch: Batch, one: bool) -> int:
     return sys.maxsize if one else at_once(ROOM, batch.group.device)
 
 
-def _together(lengths: list[int], room: int) -> list[list[int]]:
+def _together(lengths: list[int], room: int, bound: int | None) -> list[list[int]]:
     """Which rows share a layout, the longest first."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    beyond = sum(length > bound for length in lengths) if bound is not None else 0
     found, start = [], 0
     while start < len(order):
         size = max(1, room // lengths[order[start]])
-        found.append(order[start : start + size])
-        start += size
+        end = min(start + size, beyond) if start < beyond else start + size
+        found.append(order[start:end])
+        start = end
     return found
 
 

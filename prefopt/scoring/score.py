@@ -60,8 +60,9 @@ def tokens_read(policy: Policy, batch: Batch) -> tuple[int, int]:
     """What `score` has the backbone read of a batch, and what it would read with every completion in a row of its own,
     padded to the batch's longest."""
     longest = int(row_lengths(batch).max())
-    tokens = planted_tokens if shares_prompts(policy, longest) else padded_tokens
-    return tokens(batch, policy.sharded), len(batch) * longest
+    if shares_prompts(policy, longest):
+        return planted_tokens(batch, policy.sharded), len(batch) * longest
+    return padded_tokens(batch, policy.sharded, policy.rope_bound), len(batch) * longest
 
 
 class _States:
@@ -99,7 +100,7 @@ def _padded_states(policy: Policy, batch: Batch) -> tuple[Tensor, Tensor]:
     """States [·, H] of all rows, and where in them each row begins, [N]."""
     parts, offset = [], 0
     begin = torch.zeros(len(batch), dtype=torch.long, device=batch.group.device)
-    for layout in layouts(batch, one=policy.sharded):
+    for layout in layouts(batch, policy.sharded, policy.rope_bound):
         states = policy.hidden_states(layout.ids, layout.attention_mask, layout.position_ids)
         rows, width = states.shape[:2]
         begin[layout.rows] = offset + width * torch.arange(rows, device=states.device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import first_line
+from prefopt.models.dropout import drops_attention
 from prefopt.models.policy import Policy
 from prefopt.progress import say
 from prefopt.records import Batch
@@ -20,18 +21,30 @@ from prefopt.scoring.fused import fused
 from prefopt.scoring.kv_cache import SharedPrompts
 from prefopt.scoring.narrow import leave_whole, narrowed
 
-_known: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+# By what the products are made of and where: reasons against, "" where there is none.
+_known: WeakKeyDictionary[torch.nn.Module, dict[tuple[str, torch.dtype | None], str]] = WeakKeyDictionary()
 
 
 def shares_prompts(policy: Policy, longest: int) -> bool:
     """Whether rows of up to `longest` tokens can be scored as a forest. Says once why not."""
-    if policy.causal not in _known:
+    known, surroundings = _known.setdefault(policy.causal, {}), _surroundings(policy)
+    if policy.sharded and known:  # what a model refuses would leave shards half gathered
+        surroundings = next(iter(known))
+    if surroundings not in known:
         reason = why_not(policy)
-        if reason and reason not in _known.values():  # a copy of the model says nothing new
+        if reason and all(reason not in said.values() for said in _known.values()):  # a copy says nothing new
             say(f"prompts are encoded once for each of their completions, padded: {reason}")
-        _known[policy.causal] = reason
-    window = _window(policy)
-    return not _known[policy.causal] and (window is None or longest <= window)
+        known[surroundings] = reason
+    bounds = (_window(policy), policy.rope_bound)
+    return not known[surroundings] and all(bound is None or longest <= bound for bound in bounds)
+
+
+def _surroundings(policy: Policy) -> tuple[str, torch.dtype | None]:
+    """Where products are made, and of what autocast makes them: on a GPU that decides who attends. A CPU's rounds by
+    shape, which would pass for a difference, and is left out."""
+    kind = policy.device.type
+    mixed = kind != "cpu" and torch.is_autocast_enabled(kind)
+    return kind, torch.get_autocast_dtype(kind) if mixed else None
 
 
 def forest_states(policy: Policy, forest: Forest, read: Tensor | None = None) -> Tensor:
@@ -52,30 +65,17 @@ def why_not(policy: Policy) -> str:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"the model has layers of the kind {sorted(kinds)[0]}"
-    if _drops_attention(policy):
+    if drops_attention(policy.causal):
         return "the model drops attention out in training"
-    kind = policy.device.type
-    # A CPU's autocast rounds by shape, which would pass for a difference; on a GPU it decides who attends.
-    mixed = kind != "cpu" and torch.is_autocast_enabled(kind)
-    near = 1e-3 if policy.precision in (torch.float32, torch.float64) and not mixed else 5e-2
+    kind, mixed = _surroundings(policy)
+    near = 1e-3 if policy.precision in (torch.float32, torch.float64) and mixed is None else 5e-2
     try:
-        with policy.evaluating(), torch.autocast(kind, enabled=mixed):
+        with policy.evaluating(), torch.autocast(kind, mixed, enabled=mixed is not None):
             return _tried(policy, near)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # models fail in their own ways when their attention is not what they expect
         return f"{type(policy.causal).__name__}: {first_line(error)}"
-
-
-def _drops_attention(policy: Policy) -> bool:
-    """By what its layers do, not by its configuration: a base's dropout is switched off when it is loaded."""
-    for name, module in policy.causal.named_modules():
-        inside = "attn" in name.lower() or "attention" in name.lower()
-        if isinstance(module, torch.nn.Dropout) and module.p and inside and "lora" not in name:
-            return True
-        if isinstance(getattr(module, "attention_dropout", None), float) and module.attention_dropout:
-            return True
-    return False
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def policies(make) -> list[Policy]:
 def gradients(policy: Policy, path: str, monkeypatch) -> dict[str, Tensor]:
     """Of a loss on scores with the prompts' ends and completions read, so that the last layer skips the rest."""
     monkeypatch.setattr(forest, "ROOM", 12 if path == "several forests" else 4096)
-    monkeypatch.setitem(sharing._known, policy.causal, "told so" if path == "padded" else "")
+    monkeypatch.setitem(sharing._known, policy.causal, {("cpu", None): "told so" if path == "padded" else ""})
     torch.manual_seed(3)
     rows = batch_of(ROWS)
     loss = (score(policy, rows).logps.double().exp()).sum()
@@ -67,9 +67,9 @@ def test_forests_and_padded_rows_in_one_backward(monkeypatch):
     found = []
     for policy in policies(llama):
         monkeypatch.setattr(forest, "ROOM", 12)
-        monkeypatch.setitem(sharing._known, policy.causal, "")
+        monkeypatch.setitem(sharing._known, policy.causal, {("cpu", None): ""})
         parts = [score(policy, batch_of(ROWS)).logps.sum()]
-        monkeypatch.setitem(sharing._known, policy.causal, "told so")
+        monkeypatch.setitem(sharing._known, policy.causal, {("cpu", None): "told so"})
         parts.append(2 * score(policy, batch_of(ROWS)).logps.exp().sum())
         sum(parts).backward()
         found.append([p.grad for p in policy.parameters()])

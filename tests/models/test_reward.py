@@ -7,7 +7,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from prefopt.data.examples import Example
 from prefopt.data.render import Renderer
@@ -25,7 +31,7 @@ from prefopt.models.reward import (
 from prefopt.scoring import score
 from tests.models.saved import saved_model, settings, tokenizer, trained
 from tests.scoring.test_score import batch
-from tests.toy import toy_model
+from tests.toy import VOCAB, toy_model
 
 PROMPTS = [[1, 5, 6, 7], [1, 8], [1, 2, 9, 4]]  # the last one holds an end-of-turn token in its prompt
 ANSWERS = [[10, 2], [11, 12, 13, 14, 2], [15, 2]]
@@ -199,3 +205,16 @@ def test_the_head_stays_in_float32(tmp_path):
         model(tensors(PROMPTS), tensors(ANSWERS)),
         RewardModel(policy, base.tokenizer)(tensors(PROMPTS), tensors(ANSWERS)),
     )
+
+
+def test_a_head_as_wide_as_the_states_that_it_reads():
+    """OPT-350m's shape projects its last states to the width of the embeddings."""
+    shape = {"vocab_size": VOCAB, "hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 32, "num_hidden_layers": 1}
+    model = OPTForCausalLM(OPTConfig(**shape, num_attention_heads=2, max_position_embeddings=64, dropout=0.0))
+    policy = Policy(model.eval(), SCALAR)
+    assert policy.heads["scalar"].weight.shape == (1, 8)
+    rows = batch()
+    rewards = score(policy, rows, SCALAR).rewards
+    ids = torch.cat((rows.prompts()[0], rows.completions()[0]))
+    own = model.model(ids[None]).last_hidden_state[0, -1] @ policy.heads["scalar"].weight[0]
+    torch.testing.assert_close(rewards[0], own, rtol=1e-4, atol=1e-6)

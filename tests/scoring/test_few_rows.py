@@ -106,3 +106,17 @@ def test_nothing_is_left_behind(monkeypatch):
     for name, p in policy.named_parameters():
         assert torch.equal(p, before[name])
     assert policy.causal.lm_head.weight is policy.causal.model.embed_tokens.weight
+
+
+def test_what_somebody_else_put_there_stays():
+    """A hook of a model over several devices, or another `few_rows` around this one."""
+    causal = Causal()
+    mine = causal.up.forward
+    causal.up.forward = lambda states: mine(states) + 1
+    own = causal.up.forward
+    with few_rows.few_rows(Policy(causal)):
+        assert causal.up.forward is own
+        with few_rows.few_rows(Policy(causal)):
+            assert replaced(causal) == ["up", "down"]
+        assert replaced(causal) == ["up", "down"]
+    assert replaced(causal) == ["up"]

@@ -63,7 +63,7 @@ def textbook(model, rows: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]
 def test_log_probs_are_the_models_own(name, room, shared, monkeypatch):
     monkeypatch.setattr(layout if not shared else forest, "ROOM", room)
     model = MODELS[name]()
-    monkeypatch.setitem(sharing._known, model, "" if shared else "asked not to")
+    monkeypatch.setitem(sharing._known, model, {("cpu", None): "" if shared else "asked not to"})
     rows = batch()
     scores = score(Policy(model), rows, prompt=True)
     expected, asked = textbook(model, rows)
