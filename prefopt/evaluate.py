@@ -12,7 +12,7 @@ import yaml
 
 from prefopt.config import command, config_dir, read_keys, trained_settings
 from prefopt.data.origins import open_origin
-from prefopt.errors import INTERRUPTED, RequestError
+from prefopt.errors import RequestError
 from prefopt.files import at_home, check_can_be_made
 from prefopt.models.files import check_local
 from prefopt.run import finished_run
@@ -38,13 +38,10 @@ def task(cfg: DictConfig) -> int:
         assert trained is not None  # the settings see to it
         data, origin = trained.data, open_origin(trained.data, cache)
     origin.check()
-    try:
-        from prefopt.jobs.evaluate import evaluate  # the heavy libraries, once the request is known to be sound
-        from prefopt.jobs.subject import Rows
+    from prefopt.jobs.evaluate import evaluate  # the heavy libraries, once the request is known to be sound
+    from prefopt.jobs.subject import Rows
 
-        return evaluate(asked, run, Rows(data, origin), evaluation, out)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return evaluate(asked, run, Rows(data, origin), evaluation, out)
 
 
 def out_folder(asked: EvaluateSettings) -> Path:

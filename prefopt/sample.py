@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prefopt.config import command, read_keys
 from prefopt.data.prompts import read_prompts
-from prefopt.errors import INTERRUPTED, RequestError
+from prefopt.errors import RequestError
 from prefopt.files import at_home, check_can_be_made, check_can_be_named
 from prefopt.models.files import check_local
 from prefopt.run import finished_run, judging_run
@@ -28,12 +28,9 @@ def task(cfg: DictConfig) -> int:
     prompts = read_prompts(asked.prompts, "prompts") if asked.prompts else None
     if asked.out:
         check_out(at_home(asked.out, "out"), asked.out)
-    try:
-        from prefopt.jobs.sample import sample  # the heavy libraries, once the request is known to be sound
+    from prefopt.jobs.sample import sample  # the heavy libraries, once the request is known to be sound
 
-        return sample(asked, run, prompts)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return sample(asked, run, prompts)
 
 
 def check_out(file: Path, named: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 
 from prefopt import evaluate
-from prefopt.errors import FAILED, OK, WRONG, RequestError
+from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError
 from prefopt.metrics.rewardbench import section_scores
+from prefopt.module import PreferenceModule
 from prefopt.reports.compare.runs import read_runs
 from tests.models.saved import pairs_file, saved_model, tokenizer, trained
 
@@ -252,6 +255,22 @@ def test_a_failure_leaves_nothing(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["prefopt.evaluate", *arguments, "device=cpu"])
     assert evaluate.main() == FAILED
     assert "the evaluation failed, nothing is left: OSError: no space" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing_either(runs, tmp_path, monkeypatch, number):
+    """In the middle of the held-out rows, where Lightning would end with 0 on the one and with 1 on the other."""
+    before = {asked: signal.getsignal(asked) for asked in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(PreferenceModule, "validation_step", lambda *_: os.kill(os.getpid(), number))
+    arguments = [f"run={runs['judge']}", f"out={tmp_path / 'deep/out'}", f"cache_dir={tmp_path / 'cache'}"]
+    monkeypatch.setattr(sys, "argv", ["prefopt.evaluate", *arguments, "device=cpu"])
+    try:
+        assert evaluate.main() == INTERRUPTED
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+    finally:
+        for asked, handler in before.items():
+            signal.signal(asked, handler)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import hydra
 from hydra.errors import HydraException
@@ -40,7 +43,8 @@ def command(config_name: str, task: Callable[[DictConfig], int]) -> int:
         sweeps = sys.modules.get("prefopt.config.sweeps")
         return max(code, sweeps.exit_code if sweeps else OK)
 
-    return _answer(compose_and_run, config_name, WRONG)
+    with _terminated_like_interrupted():
+        return _answer(compose_and_run, config_name, WRONG)
 
 
 def _answer(work: Callable[[], int], config_name: str, otherwise: int) -> int:
@@ -60,5 +64,21 @@ def _answer(work: Callable[[], int], config_name: str, otherwise: int) -> int:
             return refuse("what was asked stands for itself: a file among its own defaults, or ${} under its own key")
         print(f"failed: {type(error).__name__}: {first_line(error)}\ndebug=true shows where", file=sys.stderr)
         return otherwise
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        return INTERRUPTED  # Lightning turns the one into the other
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that what is half made is cleared away; training has an answer of its
+    own, see `Stop`."""
+    if threading.current_thread() is not threading.main_thread():  # where signals never arrive
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

@@ -30,6 +30,7 @@ from prefopt.jobs.fit import fitted_base
 from prefopt.jobs.precision import device_type, local_device
 from prefopt.jobs.rollouts import build_rollouts
 from prefopt.jobs.strategy import lightning_strategy
+from prefopt.jobs.trainer import quiet_trainer
 from prefopt.models.base import Base
 from prefopt.models.build import build_policy, build_references, load_base, with_settings
 from prefopt.models.reference import Snapshot
@@ -213,7 +214,7 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
         raise RequestError("data.micro_batch_size must be null: this loss takes the rows of a step at once")
     accumulate = micro_batches(plan.batch_size, request.settings.data.micro_batch_size, settings.devices)
     every = steps_of(settings.val_every, plan.steps) * accumulate if settings.val_every else None
-    trainer = L.Trainer(
+    return quiet_trainer(
         accelerator=device_type(settings),  # of "auto" Lightning would make Apple's, which has no float64
         devices=settings.devices,
         strategy=lightning_strategy(request.strategy, settings.devices),
@@ -228,19 +229,9 @@ def build_trainer(request: Request, folder: Path, plan: Plan, callbacks: list[L.
         plugins=[Storage()],
         logger=TensorBoard(folder),
         default_root_dir=folder,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
         log_every_n_steps=1,
     )
-    trainer._signal_connector.register_signal_handlers = _no_handlers  # type: ignore[method-assign]
-    return trainer
-
-
-def _no_handlers() -> None:
-    """Lightning's call a collective from wherever a signal finds a rank, and so wait for ever; see `Stop`."""
 
 
 def tell(dataset: Dataset) -> None:

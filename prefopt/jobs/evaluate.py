@@ -33,6 +33,7 @@ from prefopt.jobs.measure import (
 )
 from prefopt.jobs.precision import device_for
 from prefopt.jobs.subject import Rows, Subject, open_subject
+from prefopt.jobs.trainer import quiet_trainer
 from prefopt.metrics.held_out import slice_measures
 from prefopt.metrics.rewardbench import section_scores
 from prefopt.module import PreferenceModule
@@ -136,16 +137,7 @@ def measuring_module(subject: Subject, dataset: Dataset) -> PreferenceModule:
 def measuring_trainer(device: str, precision: Any) -> L.Trainer:
     if device == "cuda" and not torch.cuda.is_available():
         raise RequestError("device=cuda: no GPU is seen here; take device=cpu")
-    return L.Trainer(
-        accelerator=device_for(device),
-        devices=1,
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    return quiet_trainer(accelerator=device_for(device), devices=1, precision=precision, logger=False)
 
 
 def check_rows(run: Finished, dataset: Dataset) -> None:

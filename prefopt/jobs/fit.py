@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-import lightning as L
 import torch
 
 from prefopt.callbacks.progress import Progress
@@ -15,6 +14,7 @@ from prefopt.data.loader import Plan, Recorded, StepLoader
 from prefopt.data.render import Renderer
 from prefopt.data.views import view
 from prefopt.files import cached_folder
+from prefopt.jobs.trainer import quiet_trainer
 from prefopt.models.base import Base
 from prefopt.models.policy import Policy
 from prefopt.models.tiny import content_key, fit_tokenizer, new_model
@@ -54,7 +54,8 @@ def _fit(settings: TinySettings, demonstrations: list[Example], folder: Path) ->
         partial(cosine, warmup=0.05),
     )
     plan = Plan(len(shown), batch_size, steps, settings.seed)
-    trainer = L.Trainer(
+    torch.set_flush_denormal(True)  # as in training: whichever command comes first makes the base for all
+    trainer = quiet_trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=1,
@@ -62,9 +63,6 @@ def _fit(settings: TinySettings, demonstrations: list[Example], folder: Path) ->
         gradient_clip_val=1.0,
         callbacks=[Progress("fitting the base")],
         logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         limit_val_batches=0,
     )
     trainer.fit(module, StepLoader(Recorded(shown, plan), batch_size))

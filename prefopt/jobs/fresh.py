@@ -19,7 +19,7 @@ from prefopt.config import Request, build_request, command
 from prefopt.data.examples import Encoded, Example
 from prefopt.data.prepare import Dataset
 from prefopt.data.world import label, temperature_for
-from prefopt.errors import INTERRUPTED, OK, RequestError
+from prefopt.errors import OK, RequestError
 from prefopt.files import replacing_folder, write_json, write_lines
 from prefopt.jobs.annotator import build_annotator
 from prefopt.jobs.assemble import prepare_data, recorded
@@ -38,10 +38,7 @@ if TYPE_CHECKING:
 def task(cfg: DictConfig) -> int:
     request = build_request(cfg)
     quieten()
-    try:
-        return fresh(request, Path(str(request.settings.run_dir)))
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return fresh(request, Path(str(request.settings.run_dir)))
 
 
 def fresh(request: Request, folder: Path) -> int:

@@ -55,7 +55,7 @@ def function(name: str, key: str) -> Callable[[Answer], float]:
     def worth(answer: Answer) -> float:
         try:
             value = called(prompt=answer.prompt, text=answer.text, wanted=answer.wanted)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit would pass for an interrupted run
             what = f"{type(error).__name__}: {first_line(error)}"
             raise RequestError(f"{key} failed on the answer {answer.text!r:.80}: {what}") from error
         if not isinstance(value, Real | np.bool_) or not math.isfinite(value):
@@ -78,7 +78,7 @@ def _found(name: str, key: str) -> Callable[..., Any]:
 def _imported(module: str, key: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not f"{module}.".startswith(f"{missing}."):  # it is there, and fails
             raise RequestError(f"{key}: {module} cannot be imported: {first_line(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,6 +84,10 @@ def word(**_: object) -> str:
 
 def broken(**_: object) -> float:
     return 1 / 0
+
+
+def leaving(**_: object) -> float:
+    sys.exit("no key")
 
 
 constant = 3

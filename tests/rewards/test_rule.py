@@ -55,11 +55,13 @@ def test_a_function_hears_prompt_text_and_what_was_wanted():
         ("json.decoder.inner:f", "no module json.decoder.inner\nPYTHONPATH"),
         ("needy:f", "needy cannot be imported: No module named 'nowhere_at_all'"),
         ("crooked:f", "crooked cannot be imported: '(' was never closed"),
+        ("quitter:f", "quitter cannot be imported: no key"),
     ],
 )
 def test_a_function_that_cannot_be_found(tmp_path, monkeypatch, name, said):
     (tmp_path / "needy.py").write_text("import nowhere_at_all\n")
     (tmp_path / "crooked.py").write_text("f = (\n")
+    (tmp_path / "quitter.py").write_text("raise SystemExit('no key')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RequestError) as error:
         function(name)
@@ -75,6 +77,7 @@ def test_a_function_that_cannot_be_found(tmp_path, monkeypatch, name, said):
         ("silent", "must return a finite number; got None for 'w5'"),
         ("word", "must return a finite number; got '1' for 'w5'"),
         ("broken", "failed on the answer 'w5': ZeroDivisionError: division by zero"),
+        ("leaving", "failed on the answer 'w5': SystemExit: no key"),
     ],
 )
 def test_a_function_that_gives_no_number(name, said):
