@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 from prefopt.callbacks.belonging import Belonging
 from prefopt.errors import RequestError
@@ -55,24 +56,22 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: Any):
         pass
 
 
-def restored(own: Belonging, error: Exception) -> None:
-    own.setup(None, None, "fit")
-    raise error
+def restoring(error: Exception) -> None:
+    """Raise it where Lightning restores."""
+    space = {"__name__": checkpoint_connector.__name__, "error": error}
+    exec("def restore():\n    raise error\nrestore()", space)
 
 
-def test_what_cannot_be_restored_is_the_checkpoints_fault_until_training_begins(tmp_path: Path):
-    """From where the devices stand: that there is none is not the checkpoint's fault."""
+def test_what_cannot_be_restored_is_the_checkpoints_fault(tmp_path: Path):
+    """That there is no device, or that the reference cannot be asked, is not, whenever it comes to light."""
     own = Belonging("mine")
     with pytest.raises(KeyError), own.taken(saved(tmp_path, WHOLE)):
         raise KeyError("no device")
     with pytest.raises(RequestError, match="KeyError: 'fit_loop'"), own.taken(saved(tmp_path, WHOLE)):
-        restored(own, KeyError("fit_loop"))
+        restoring(KeyError("fit_loop"))
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
         with pytest.raises(type(error)) as found, own.taken(saved(tmp_path, WHOLE)):
-            restored(own, error)
+            restoring(error)
         assert found.value is error
     with pytest.raises(KeyError), own.taken(None):
-        raise KeyError("fit_loop")
-    own.on_train_start(None, None)
-    with pytest.raises(KeyError), own.taken(saved(tmp_path, WHOLE)):
-        raise KeyError("fit_loop")
+        restoring(KeyError("fit_loop"))

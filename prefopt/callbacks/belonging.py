@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 from prefopt.errors import RequestError, first_line
 from prefopt.run import exhausted
@@ -28,39 +30,40 @@ class Belonging(L.Callback):
     """Writes into every checkpoint the hash of the request that it answers, and refuses one of another request."""
 
     def __init__(self, request: str) -> None:
-        self.request, self._restoring = request, False
+        self.request = request
 
     def state_dict(self) -> dict[str, Any]:
         return {"request": self.request}
-
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """The processes and their devices stand: what fails from here on until training starts is what is restored."""
-        self._restoring = True
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._restoring = False
 
     @contextmanager
     def taken(self, checkpoint: Path | None) -> Iterator[None]:
         """RequestError where training cannot begin with what the checkpoint holds. None: there is none."""
         try:
             if checkpoint is not None:
-                self._restoring = True
-                self._check(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
-                self._restoring = False
+                self._check(checkpoint)
             yield
         except (RequestError, OSError):
             raise
         except Exception as error:
-            if checkpoint is None or not self._restoring or exhausted(error):
+            if checkpoint is None or not _restoring(error) or exhausted(error):
                 raise
             why = f"{type(error).__name__}: {first_line(error)}"
             way_out = "move it away to go on from the checkpoint before it, or where there is none to begin anew"
             raise RequestError(f"{checkpoint} cannot be gone on from: {why}\n{way_out}") from error
 
-    def _check(self, held: Any) -> None:
+    def _check(self, checkpoint: Path) -> None:
+        held = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         for name, kind in PARTS.items():
             if not isinstance(held, dict) or not isinstance(held.get(name), kind) or not held[name]:
                 raise ValueError(f"it holds no {name}")
         if (held["callbacks"].get(self.state_key) or {}).get("request") != self.request:
             raise ValueError("it is another run's")
+
+
+def _restoring(error: BaseException) -> bool:
+    """Whether it was raised while a checkpoint was looked at or restored: Lightning does much else before training."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return any(
+        frame.f_code is Belonging._check.__code__ or frame.f_globals.get("__name__") == checkpoint_connector.__name__
+        for frame in frames
+    )
