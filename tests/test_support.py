@@ -100,6 +100,7 @@ def test_an_adapter_named_as_the_model_goes_on_too(tmp_path):
         ("loss=grpo", "strategy=deepspeed trains on recorded rows only"),
         ("model.sync_every=1", "strategy=deepspeed: a reference that is a copy of what trains"),
         ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed: DeepSpeed casts the policy, not its reference"),
+        ("save_by=01:00:00", "save_by=01:00:00: strategy=deepspeed saves nothing, its runs begin again; take"),
     ],
 )
 def test_deepspeed_where_there_is_a_gpu(overrides, said, tmp_path, monkeypatch):

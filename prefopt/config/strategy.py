@@ -48,5 +48,10 @@ def check_combination(settings: Settings, strategy: StrategySettings, needs: Nee
     if name and Path(expanded(name)).is_dir() and is_adapter(expanded(name)):  # it goes on, as model.adapter.start does
         case = replace(case, keeps_start=True)
     check_support(case)
+    if settings.save_by is not None and not strategy.saves:
+        raise RequestError(
+            f"save_by={settings.save_by}: strategy={strategy.name} saves nothing, its runs begin again; take "
+            "save_by=null or strategy=fsdp"
+        )
     if strategy.name == "deepspeed":
         need_deepspeed()

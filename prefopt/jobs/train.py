@@ -101,8 +101,9 @@ def _recorded(request: Request, run: RunFolder, stop: Stop) -> int:
     if not run.main_process:
         return OK  # Lightning kills the main process, which is still writing, when another ends with anything else
     run.save(status="interrupted")
-    say(f"interrupted; the same command with run_dir={run.path} continues it")
-    if stop.requeue:
+    goes_on = "continues it" if request.strategy.saves else "begins again"
+    say(f"interrupted; the same command with run_dir={run.path} {goes_on}")
+    if stop.requeue and request.strategy.saves:  # else it would be stopped at the same time for ever
         requeue()
     return INTERRUPTED
 

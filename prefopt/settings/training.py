@@ -89,6 +89,11 @@ class StrategySettings:
         staged = self.name != "deepspeed" or self.stage in (2, 3)
         require(staged, "strategy.stage", "2 or 3", self.stage)
 
+    @property
+    def saves(self) -> bool:
+        """Whether there are checkpoints to go on from: DeepSpeed's are folders of pickles, which are not read."""
+        return self.name != "deepspeed"
+
 
 @dataclass(kw_only=True)
 class EvaluationSettings:
