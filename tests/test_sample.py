@@ -226,6 +226,15 @@ def test_prompts_of_every_shape(tmp_path):
     ]
 
 
+def test_rows_of_training_ask_what_they_ask_there(tmp_path):
+    """Where the prompt stands in no column of its own."""
+    asked = "\n\nHuman: a\n\nAssistant:"
+    (tmp_path / "hh.jsonl").write_text(json.dumps({"chosen": f"{asked} b", "rejected": f"{asked} c"}) + "\n")
+    (tmp_path / "alpaca.csv").write_text("instruction,input,output\na,x,b\nc,y,d\n")
+    assert read_prompts(str(tmp_path / "hh.jsonl"), "prompts") == [Prompt(asked, f"{tmp_path / 'hh.jsonl'}:1")]
+    assert [prompt.prompt for prompt in read_prompts(str(tmp_path / "alpaca.csv"), "prompts")] == ["a\nx", "c\ny"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -107,10 +107,12 @@ class Tally:
 def warnings(audit: dict[str, Any]) -> list[str]:
     """What a person should know before training, in sentences."""
     found = []
-    leaks = {name: count for name, count in audit["leaks"].items() if count}
-    for name, count in leaks.items():
+    for name, count in audit["leaks"].items():
         one, other = name.split("_")
-        found.append(f"{_n(count, 'prompt')} of {one} also in {other} (data.on_leak=drop leaves them out of train)")
+        if count and one != "train":
+            found.append(f"{_n(count, 'prompt')} of {one} also in {other}, which then reports what it has chosen by")
+        elif count and not audit["dropped"].get("leak"):
+            found.append(f"{_n(count, 'prompt')} of {one} also in {other} (data.on_leak=drop leaves them out of train)")
     train = audit["splits"]["train"]
     if train["duplicates"]:
         found.append(f"{_n(train['duplicates'], 'training row')} said twice")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from prefopt.data.containers import kind, numbered_lines, read_rows
 from prefopt.data.examples import Text
-from prefopt.data.shapes import messages_of, text_of
+from prefopt.data.shapes import examples_of, has_shape, messages_of, text_of
 from prefopt.errors import RequestError, nearest
 from prefopt.files import at_home, check_can_be_named
 
@@ -23,14 +24,27 @@ class Prompt:
 
 
 def read_prompts(path: str, setting: str) -> list[Prompt]:
-    """Every prompt of a file: the lines of a .txt, or rows with `prompt` or `messages`. At least one."""
+    """Every prompt of a file: the lines of a .txt, rows with `prompt` or `messages`, or of any shape that data has. At
+    least one."""
     file = at_home(path, setting)
     check_can_be_named(file, f"{setting}={path}")
     rows = _text_lines(file) if file.suffix.lower() == ".txt" and file.is_file() else read_rows(path, setting)
-    found = [Prompt(_prompt(row, where), where) for where, row in rows]
+    found = [*_prompts(f"{setting}={path}", rows)]
     if not found:
         raise RequestError(f"{setting}={path}: holds no prompts")
     return found
+
+
+def _prompts(title: str, rows: Iterator[tuple[str, Any]]) -> Iterator[Prompt]:
+    first = next(rows, None)
+    if (
+        first is not None and has_shape(first[1]) and not _column(first[1])
+    ):  # the prompt stands in a column of its shape
+        for example in examples_of(title, chain([first], rows)):
+            yield Prompt(example.prompt, example.source)
+    elif first is not None:
+        for where, row in chain([first], rows):
+            yield Prompt(_prompt(row, where), where)
 
 
 def _text_lines(file: Path) -> Iterator[tuple[str, Any]]:
@@ -39,11 +53,15 @@ def _text_lines(file: Path) -> Iterator[tuple[str, Any]]:
             yield f"{file}:{number}", {"prompt": line.rstrip("\r\n")}
 
 
+def _column(row: dict[str, Any]) -> str | None:
+    return next((name for name in ("prompt", "messages") if row.get(name) is not None), None)
+
+
 def _prompt(row: Any, where: str) -> Text:
     """`messages` end where the answer begins: an answer that they hold already is left out."""
     if not isinstance(row, dict):
         raise RequestError(f"{where}: a row must be an object, got {kind(row)}")
-    name = next((name for name in ("prompt", "messages") if row.get(name) is not None), None)
+    name = _column(row)
     if name is None:
         near = next((found for column in row if (found := nearest(column, ("prompt", "messages")))), "")
         raise RequestError(f"{where}: no column prompt or messages{near}\nfound: {', '.join(row) or 'nothing'}")

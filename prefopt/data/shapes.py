@@ -16,17 +16,20 @@ from prefopt.errors import RequestError, nearest
 
 TURN = "\n\nAssistant:"  # of HH dialogues
 OPTIONAL = ("weight", "margin", "tie", "annotator", "slice")
+JUDGEMENTS = ("label", "kto_tag", "preference", "scores", "ranks")  # columns, of which each shape reads one at most
 ASKED = ("user", "assistant")
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 Fields = dict[str, Any]
 
 
 class Shape(NamedTuple):
-    """columns: what tells the shape. build: a row to the fields of its Example; ValueError says what is wrong."""
+    """columns: what tells the shape. build: a row to the fields of its Example; ValueError says what is wrong. judged:
+    whether something says how good an answer is; else all are shown as good."""
 
     name: str
     columns: tuple[str, ...]
     build: Callable[[Row], Fields]
+    judged: bool = True
 
 
 def examples_of(
@@ -68,10 +71,15 @@ def _renamed(row: Any, where: str, columns: Mapping[str, str] | None) -> Row:
     }
 
 
+def has_shape(row: Any) -> bool:
+    return isinstance(row, dict) and any(row.keys() >= set(shape.columns) for shape in SHAPES)
+
+
 def _shape(row: Row, where: str) -> Shape:
     for shape in SHAPES:
         missing = set(shape.columns) - set(row)
         if not missing:
+            _refuse_unread_judgement(shape, row, where)
             return shape
         # A mistyped column must not turn labels into demonstrations without a word.
         if len(missing) == 1 and (near := _misspelt(row, *missing)):
@@ -85,6 +93,15 @@ def _shape(row: Row, where: str) -> Shape:
     raise RequestError(
         f"{where}: columns {shown or '(none)'} are no known shape{hint}\naccepted: {accepted}; see data.columns"
     )
+
+
+def _refuse_unread_judgement(shape: Shape, row: Row, where: str) -> None:
+    found = next((name for name in JUDGEMENTS if row.get(name) is not None), None)
+    if not shape.judged and found is not None:
+        raise RequestError(
+            f"{where}: column {found!r} would go unread, and every answer be shown as good: the others are those of "
+            f"{shape.name}\nif it is no judgement, data.columns={{slice: {found}}} takes it for a slice's name"
+        )
 
 
 def _refuse_another_shape(shape: Shape, unread: set[str], row: Row, where: str) -> None:
@@ -213,13 +230,13 @@ def _demonstration(row: Row, answer: str = "completion") -> Fields:
     return {**_under_prompt(row, answer), "scores": (1.0,)}
 
 
-def _conversation(row: Row) -> Fields:
-    """A whole conversation: its last message answers the ones before. kto_tag, where there is one, judges it."""
+def _conversation(row: Row, label: str | None = None) -> Fields:
+    """A whole conversation: its last message answers the ones before. label: the column that judges it, if any."""
     messages = messages_of(row["messages"])
     if len(messages) < 2:
         raise ValueError("column 'messages' must hold a question and its answer")
     answer = _answer("messages", row["messages"])
-    p = _truth("kto_tag", row["kto_tag"]) if "kto_tag" in row else True
+    p = _truth(label, row[label]) if label else True
     return {"prompt": messages[:-1], "completions": (answer,), "scores": (float(p),)}
 
 
@@ -373,11 +390,15 @@ SHAPES = (
         ("instruction", "output", "kto_tag"),
         lambda row: _label(_with_instruction(row), "output", "kto_tag"),
     ),
-    Shape("labelled conversations (LLaMA-Factory)", ("messages", "kto_tag"), _conversation),
-    Shape("demonstrations", ("prompt", "completion"), _demonstration),
+    Shape("labelled conversations (LLaMA-Factory)", ("messages", "kto_tag"), lambda row: _conversation(row, "kto_tag")),
+    Shape("labelled conversations (ms-swift)", ("messages", "label"), lambda row: _conversation(row, "label")),
+    Shape("demonstrations", ("prompt", "completion"), _demonstration, judged=False),
     Shape(
-        "demonstrations (Alpaca)", ("instruction", "output"), lambda r: _demonstration(_with_instruction(r), "output")
+        "demonstrations (Alpaca)",
+        ("instruction", "output"),
+        lambda row: _demonstration(_with_instruction(row), "output"),
+        judged=False,
     ),
-    Shape("conversations", ("messages",), _conversation),
+    Shape("conversations", ("messages",), _conversation, judged=False),
 )
 COLUMNS = {column for shape in SHAPES for column in shape.columns} | set(OPTIONAL)

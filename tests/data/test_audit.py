@@ -109,10 +109,14 @@ def test_warnings_are_sentences():
     }
     assert warnings(prepare(**given).audit) == [
         "1 prompt of train also in val (data.on_leak=drop leaves them out of train)",
-        "1 prompt of val also in test (data.on_leak=drop leaves them out of train)",
+        "1 prompt of val also in test, which then reports what it has chosen by",
         "1 training row said twice",
         "1 training judgement made both ways",
         "the longer answer wins 75% of the training pairs: length is confounded",
+    ]
+    dropped = warnings(prepare(**given, on_leak="drop").audit)
+    assert [sentence for sentence in dropped if "also in" in sentence] == [
+        "1 prompt of val also in test, which then reports what it has chosen by"
     ]
     quiet = prepare(train=[pair("p", "yes", "no"), pair("q", "no", "yes")], val=[pair("v")], test=[pair("t")]).audit
     assert warnings(quiet) == []

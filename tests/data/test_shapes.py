@@ -284,6 +284,12 @@ SHAPES = {
         [label((user("a"),), "b", good=False)],
         NESTED,
     ),
+    "labelled conversations of ms-swift": Shape(
+        "labelled conversations (ms-swift)",
+        [{"messages": [user("a"), assistant("b")], "label": False}],
+        [label((user("a"),), "b", good=False)],
+        NESTED,
+    ),
     "demonstrations": Shape("demonstrations", [{"prompt": "a", "completion": "b", "id": 7}], [label("a", "b")]),
     "demonstrations of Alpaca": Shape(
         "demonstrations (Alpaca)", [{"instruction": "a", "input": None, "output": "b"}], [label("a", "b")]
@@ -424,6 +430,7 @@ OBJECT = "a row must be an object with named columns, this one is"
 QUOTES = "a text with a comma or line break stands in quotes"
 TEXT = "must be text, got"
 FINITE = "must be a finite number >= 0; got"
+UNREAD = "would go unread, and every answer be shown as good: the others are those of"
 TRUTH = "'label' must be true, false, 1, 0 or a probability between; got"
 HALF = "holds half a surrogate pair, which is no text"
 ASSISTANT = "must end in a message of the assistant, not of"
@@ -495,6 +502,11 @@ FIRST: dict[str, tuple[Row, str]] = {
     ),
     "unknown columns": ({"question": "q"}, f"columns 'question' {UNKNOWN}\n{SHAPES_READ}"),
     "no columns": ({}, f"columns (none) {UNKNOWN}\n{SHAPES_READ}"),
+    "a judgement of a demonstration": ({**DEMONSTRATION, "kto_tag": False}, f"'kto_tag' {UNREAD} demonstrations"),
+    "a judgement under an instruction": (
+        {"instruction": "p", "output": "c", "label": 0},
+        f"'label' {UNREAD} demonstrations (Alpaca)",
+    ),
     "a label of doubt": ({**LABEL, "label": "maybe"}, f"{TRUTH} 'maybe'"),
     "a label out of range": ({**LABEL, "label": 1.1}, f"{TRUTH} 1.1"),
     "a label misspelt": (
