@@ -17,6 +17,7 @@ from prefopt.metrics.rewardbench import OVERALL, SECTIONS, section_scores
 from prefopt.metrics.rows import describe, wins
 from prefopt.metrics.sums import Sums
 from prefopt.records import Scores
+from prefopt.reports.terminal import _gained
 
 
 def example(scores, **more) -> Encoded:
@@ -266,6 +267,18 @@ def test_gold_gain_by_hand():
     assert found["gold_gain_low"] == pytest.approx(3 - 12.7062, abs=1e-3)
     assert found["gold_gain_high"] == pytest.approx(3 + 12.7062, abs=1e-3)
     assert found["best_of_4_gain"] == pytest.approx(1.5)
+
+
+def test_a_gain_of_few_answers():
+    """One prompt has no interval, three answers no best of four; what is not known is not a number in no file."""
+    base = np.array([0.0, 1.0, 2.0])
+    found = gold_gain(Answers(3, [[0]] * 3, gold=base + 2), Answers(3, [[0]] * 3, gold=base))
+    unknown = dict.fromkeys(("gold_gain_low", "gold_gain_high", "best_of_4_gain"))
+    assert found == {"gold_gain": pytest.approx(2.0), **unknown}
+    assert list(_gained(found)) == ["gold reward gained 2.000"]
+    known = {"gold_gain": 2.0, "gold_gain_low": 1.5, "gold_gain_high": 2.5, "best_of_4_gain": 1.0}
+    gained = "gold reward gained 2.000 (95 % interval 1.500 to 2.500)"
+    assert list(_gained(known)) == [gained, "best of 4 of the base gains 1.000, half of that is 0.500"]
 
 
 def test_the_best_of_n_by_hand():

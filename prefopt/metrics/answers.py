@@ -112,17 +112,17 @@ def _shared(texts: Sequence[Sequence[int]], n: int) -> list[int]:
     ]
 
 
-def gold_gain(policy: Answers, base: Answers) -> dict[str, float]:
-    """The gold reward's gain over the base with its 95 % interval (t over prompts), and that of the best by gold of
-    four answers of the base."""
+def gold_gain(policy: Answers, base: Answers) -> dict[str, float | None]:
+    """The gold reward's gain over the base with its 95 % interval (t over prompts; None of one), and that of the best
+    by gold of four answers of the base (None where there are fewer)."""
     gains = (policy.gold - base.gold).reshape(-1, policy.per_prompt).mean(1)
-    half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains) if len(gains) > 1 else np.nan
-    rows = base.gold.reshape(-1, base.per_prompt)
+    half = float(stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)) if len(gains) > 1 else None
+    gain, rows = float(gains.mean()), base.gold.reshape(-1, base.per_prompt)
     return {
-        "gold_gain": float(gains.mean()),
-        "gold_gain_low": float(gains.mean() - half),
-        "gold_gain_high": float(gains.mean() + half),
-        "best_of_4_gain": best_of(4, rows, rows) - float(rows.mean()) if base.per_prompt >= 4 else np.nan,
+        "gold_gain": gain,
+        "gold_gain_low": None if half is None else gain - half,
+        "gold_gain_high": None if half is None else gain + half,
+        "best_of_4_gain": best_of(4, rows, rows) - float(rows.mean()) if base.per_prompt >= 4 else None,
     }
 
 

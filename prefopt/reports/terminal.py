@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,16 @@ def _print_world(console: Console, summary: dict[str, Any]) -> None:
         f" {world['accuracy_true']:.3f} on the true order"
     )
     if world.get("gold_gain") is not None:
-        console.print(
-            f"gold reward gained {world['gold_gain']:.3f} (95 % interval {world['gold_gain_low']:.3f} to"
-            f" {world['gold_gain_high']:.3f}); best of 4 of the base gains {world['best_of_4_gain']:.3f},"
-            f" half of that is {world['best_of_4_gain'] / 2:.3f}"
-        )
+        console.print("; ".join(_gained(world)))
+
+
+def _gained(world: dict[str, Any]) -> Iterator[str]:
+    """Of one prompt there is no interval, of less than four answers no best of four."""
+    low, best = world["gold_gain_low"], world["best_of_4_gain"]
+    interval = "" if low is None else f" (95 % interval {low:.3f} to {world['gold_gain_high']:.3f})"
+    yield f"gold reward gained {world['gold_gain']:.3f}{interval}"
+    if best is not None:
+        yield f"best of 4 of the base gains {best:.3f}, half of that is {best / 2:.3f}"
 
 
 def _row(table: Table, label: str, before: float | None, after: float | None, unit: str) -> None:
