@@ -194,7 +194,7 @@ def _base_measures(test: HeldOut, dataset: Dataset) -> dict[str, float | None]:
     return {name: found[name] for name in ("accuracy_logratio", "accuracy_logp")}
 
 
-def _world(test: HeldOut, dataset: Dataset, answers: Compared | None) -> dict[str, float] | None:
+def _world(test: HeldOut, dataset: Dataset, answers: Compared | None) -> dict[str, float | None] | None:
     """What can be told only where the gold reward is known."""
     if dataset.gold is None or not np.isfinite(test.table["reward"]).all():
         return None
@@ -203,14 +203,15 @@ def _world(test: HeldOut, dataset: Dataset, answers: Compared | None) -> dict[st
 
 
 def held_out_rows(table: Table, examples: Sequence[Encoded]) -> list[dict[str, Any]]:
-    """val.jsonl: one row per held-out completion."""
-    rows = []
+    """val.jsonl: one row per held-out completion. prompt: a number that those under one prompt share."""
+    rows, prompts = [], dict[Any, int]()
     for i, (number, place) in enumerate(zip(table["row"].astype(int), table["place"].astype(int), strict=True)):
         example = examples[number].example
         values = {name: _finite(table[name][i]) for name in ("reward", "logp", "ref_logp")}
         rows.append(
             {
                 "row": f"{number}.{place}",
+                "prompt": prompts.setdefault(example.question, len(prompts)),
                 "chosen": example.good(int(place)),
                 **values,
                 "length": int(table["length"][i]),

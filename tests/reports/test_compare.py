@@ -118,8 +118,10 @@ def test_what_changes_no_result_is_no_other_setting(tmp_path: Path):
     data = {"batch_size": 16, "batch_tokens": None, "max_length": 64, "micro_batch_size": 4}
     evaluation = {"batch_size": 1, "prompts": 2, "temperature": 1.0}
     write_run(tmp_path / "b", seed=1, config={"data": data, "evaluation": evaluation})
-    (line,) = report(tmp_path).lines
-    assert line.setting.seeds == (0, 1)
+    write_run(tmp_path / "c", seed=1)
+    found = report(tmp_path)
+    assert [line.setting.seeds for line in found.lines] == [(0, 1)]
+    assert found.left_out == [f"{tmp_path / 'c'}: the same request as {tmp_path / 'b'}"]
 
 
 # ---------------------------------------------------------------- settings and measures
@@ -228,6 +230,18 @@ def test_only_seeds_that_both_have_are_compared(tmp_path: Path):
     write_run(tmp_path / "ipo", seed=1, loss="ipo", gaps=[1.0, -1.0])
     difference = report(tmp_path).differences[0]
     assert (difference.seeds, difference.mean) == (1, -0.5)
+
+
+def test_pairs_of_one_prompt_are_one_piece_of_news(tmp_path: Path):
+    """Eight pairs that fall alike: eight coins would in 2 of 256 throws, those of two prompts in 2 of 4."""
+    for loss, gap in (("dpo", 1.0), ("ipo", -1.0)):
+        write_run(tmp_path / loss, loss=loss, gaps=[gap] * 8)
+    assert report(tmp_path).differences[0].p == 2 / 2**8
+    for file in tmp_path.glob("*/val.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        asked = [{**row, "prompt": int(row["row"].split(".")[0]) % 2} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    assert report(tmp_path).differences[0].p == 2 / 2**2
 
 
 def test_a_loss_on_own_answers_is_a_method_of_its_own(tmp_path: Path):

@@ -75,13 +75,22 @@ def test_holm_by_hand():
 
 
 def test_resampled_units_vary_as_a_mean_does():
-    """The standard deviation of a mean of n values is their sd (over n) / √n; lines see the same draws."""
+    """The standard deviation of a mean of n values is their sd (over n - 1) / √n; lines see the same draws."""
     values = np.random.default_rng(3).normal(size=400)
     draws = resampled_means(np.stack([values, values + 1]), np.random.default_rng(0))
     assert draws.shape == (2, 10_000)
-    assert draws[0].std() == pytest.approx(values.std() / 20, rel=0.03)
+    assert draws[0].std() == pytest.approx(values.std(ddof=1) / 20, rel=0.03)
     assert draws[0].mean() == pytest.approx(values.mean(), abs=3 * values.std() / 20 / 100)
     np.testing.assert_allclose(draws[1] - draws[0], 1)
+
+
+def test_rows_of_one_unit_are_drawn_together():
+    """Three rows of 1 and one of 0: a mean of 3/4, of the units drawn twice 1 or 0. Two units vary by half too little:
+    what lies beside the mean is √2 as far from it."""
+    draws = resampled_means(np.array([[3.0, 0.0]]), np.random.default_rng(0), sizes=np.array([3, 1]))
+    found, often = np.unique(draws.round(9), return_counts=True)
+    assert found == pytest.approx([0.75 - 0.75 * math.sqrt(2), 0.75, 0.75 + 0.25 * math.sqrt(2)])
+    assert often / 10_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
 
 
 def test_resampled_units_do_not_depend_on_memory(monkeypatch: pytest.MonkeyPatch):

@@ -52,7 +52,7 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class _Resampled:
-    """A measure's seeds, each over the held-out units as they are and as they were drawn."""
+    """A measure's seeds, each over the held-out rows as they are and as their prompts were drawn. units: prompts."""
 
     means: np.ndarray  # [seeds]
     draws: np.ndarray  # [seeds, draws]
@@ -88,20 +88,32 @@ def _comparisons(methods: Sequence[Method]) -> dict[tuple[Setting, Setting], str
 
 
 def _resample(settings: Sequence[Setting], measure: str) -> dict[Setting, _Resampled]:
-    """The same draws of units for all settings that have the measure."""
-    units = {setting: found for setting in settings if (found := unit_values(setting, measure)) is not None}
-    if not units:
+    """The same draws of prompts for all settings that have the measure: what is said under one prompt is no news of
+    others."""
+    values = {setting: found for setting in settings if (found := unit_values(setting, measure)) is not None}
+    if not values:
         return {}
-    lines = np.concatenate(list(units.values()))
-    draws = resampled_means(lines, np.random.default_rng(0))
-    ends = np.cumsum([len(values) for values in units.values()])[:-1]
-    parts = zip(units, np.split(lines.mean(1), ends), np.split(draws, ends), strict=True)
-    return {setting: _Resampled(means, drawn, lines.shape[1]) for setting, means, drawn in parts}
+    lines = np.concatenate(list(values.values()))
+    prompts = _prompts(list(values)) if measure not in WORTH else None
+    units = np.arange(lines.shape[1]) if prompts is None else prompts
+    sums = np.array([np.bincount(units, line) for line in lines])
+    draws = resampled_means(sums, np.random.default_rng(0), sizes=np.bincount(units))
+    ends = np.cumsum([len(found) for found in values.values()])[:-1]
+    parts = zip(values, np.split(lines.mean(1), ends), np.split(draws, ends), strict=True)
+    return {setting: _Resampled(means, drawn, sums.shape[1]) for setting, means, drawn in parts}
+
+
+def _prompts(settings: Sequence[Setting]) -> np.ndarray | None:
+    """[pairs] the number of each held-out pair's prompt, counted from 0; None where no run has written it. All runs
+    stand on the same rows."""
+    known = (run.pairs.prompt for setting in settings for run in setting.runs if run.pairs is not None)
+    found = next((prompt for prompt in known if prompt is not None), None)
+    return None if found is None else np.unique(found, return_inverse=True)[1]
 
 
 def unit_values(setting: Setting, measure: str) -> np.ndarray | None:
-    """[seeds, units]: of every held-out pair whether it is ordered rightly, a tie one half; of every prompt its
-    answers' mean worth. None where the measure does not apply."""
+    """[seeds, pairs or prompts]: of every held-out pair whether it is ordered rightly, a tie one half; of every prompt
+    its answers' mean worth. None where the measure does not apply."""
     if measure in WORTH:
         found = [run.gold if measure == "gold_reward" else run.judged for run in setting.runs]
         return np.array([[np.mean(of) for of in worth.own] for worth in found]) if all(found) else None

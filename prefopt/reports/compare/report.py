@@ -124,8 +124,8 @@ def _notes(runs: Sequence[Run], methods: Sequence[Method], compared: Sequence[Di
     yield from _on_rows(runs, methods)
     if compared:
         yield (
-            f"Differences: standard errors by a bootstrap of {DRAWS:,} draws of held-out rows (prompts for what "
-            "answers are worth) and seeds, paired by both, read by Student's t; p-values corrected by Holm for "
+            f"Differences: standard errors by a bootstrap of {DRAWS:,} draws of held-out prompts (of rows, where runs "
+            "do not name their prompts) and seeds, paired by both, read by Student's t; p-values corrected by Holm for "
             f"{len(compared)} comparisons and shown under {ALPHA:g}."
         )
 
@@ -138,7 +138,8 @@ def _on_choice(methods: Sequence[Method]) -> Iterator[str]:
         return
     for measure in dict.fromkeys(method.chosen_by for method in methods):
         names = ", ".join(method.name for method in methods if method.chosen_by == measure)
-        yield f"Best of its grid: the highest mean {NAMES[measure]} on val ({names}); everything else is of test."
+        shown = "rows are of test, answers to prompts of val and test"
+        yield f"Best of its grid: the highest mean {NAMES[measure]} on val ({names}); {shown}."
     trials = {method.name: len(method.settings) for method in methods}
     if len(set(trials.values())) > 1:
         counted = ", ".join(f"{name} {n}" for name, n in trials.items())

@@ -17,13 +17,17 @@ from pyarrow import json as arrow_json
 
 from prefopt.errors import RequestError, first_line, nearest
 from prefopt.files import at_home, check_can_be_named
-from prefopt.run import ENDED
+from prefopt.run import ENDED, config_hash, without_places
 from prefopt.run.held import LARGEST, held_config, held_summary
 
 NUMBERS = ("reward", "logp", "ref_logp")
 ROWS = pa.schema(
-    [("row", pa.string()), ("chosen", pa.bool_()), ("slice", pa.string()), *((n, pa.float64()) for n in NUMBERS)]
+    [
+        *(("row", pa.string()), ("chosen", pa.bool_()), ("slice", pa.string()), ("prompt", pa.float64())),
+        *((name, pa.float64()) for name in NUMBERS),
+    ]
 )
+AT_ONCE = (("evaluation", "batch_size"), ("data", "micro_batch_size"))  # how many rows go through a model at once
 CURVES = ("step", "loss", "accuracy", "chosen_logp_delta", "rejected_logp_delta", "grad_norm")
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)  # text that is not UTF-8, a column that stands twice
@@ -33,10 +37,12 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Held-out pairs, sorted by name: what the chosen completion has over the rejected one. All [P]."""
+    """Held-out pairs, sorted by name: what the chosen completion has over the rejected one. All [P]. prompt: the number
+    of each one's; None where the run does not say."""
 
     name: np.ndarray
     slice: np.ndarray
+    prompt: np.ndarray | None
     reward: np.ndarray
     logratio: np.ndarray
     logp: np.ndarray
@@ -148,7 +154,7 @@ def read_runs(folders: Sequence[Path]) -> Found:
     held: dict[Any, Path] = {}
     for path in dict.fromkeys(run.resolve() for folder in folders for run in _below(folder)):
         run, why = _read(path)
-        request = run.summary.get("config_hash") if run else None
+        request = _request(run) if run else None
         if request in held and request is not None:
             why = f"the same request as {held[request]}"
         if why:
@@ -159,6 +165,15 @@ def read_runs(folders: Sequence[Path]) -> Found:
     if not found.runs:
         raise RequestError(f"no finished run to compare\n{'; '.join(found.left_out)}")
     return Found(_with_rows(found.runs), found.left_out)
+
+
+def _request(run: Run) -> str | None:
+    """What it was asked, but for what changes no result: one seed is one run, however many rows went at once."""
+    config = without_places(run.config)
+    for section, key in AT_ONCE:
+        if isinstance(config.get(section), dict):
+            config[section] = {name: value for name, value in config[section].items() if name != key}
+    return config_hash(config) if config else run.summary.get("config_hash")
 
 
 def _with_rows(runs: list[Run]) -> list[Run]:
@@ -226,4 +241,5 @@ def _pairs(rows: Columns) -> Pairs | None:
     logratio = rows["logp"] - rows["ref_logp"]
     slices = np.array(["" if name is None else str(name) for name in rows["slice"][chosen]])
     gaps = (values[chosen] - values[rejected] for values in (rows["reward"], logratio, rows["logp"]))
-    return Pairs(names, slices, *gaps)
+    prompts = rows["prompt"][chosen]
+    return Pairs(names, slices, prompts if np.isfinite(prompts).all() else None, *gaps)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from prefopt.reports.compare.runs import Run
+from prefopt.reports.compare.runs import AT_ONCE, Run
 
-UNSEEN = {"seed": None, "evaluation.batch_size": None, "data.micro_batch_size": None}  # that change no result
+UNSEEN = {"seed", *map(".".join, AT_ONCE)}  # of a setting
 CHOICE = ("accuracy_logratio", "accuracy")  # of val; the second where a method has no log-prob
 NAMES = {"accuracy_logratio": "accuracy by log-ratio", "accuracy": "accuracy by own reward"}
 

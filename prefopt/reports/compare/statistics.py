@@ -81,16 +81,24 @@ def win_rate_at_equal_length(won: np.ndarray, longer: np.ndarray) -> float:
     return float(expit(optimize.minimize(loss, np.zeros(2), jac=True).x[0]))
 
 
-def resampled_means(values: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
-    """[lines, units] to [lines, draws]: each line's mean over units drawn with replacement, the same for all lines."""
-    units = values.shape[1]
+def resampled_means(
+    sums: np.ndarray, rng: np.random.Generator, draws: int = DRAWS, sizes: np.ndarray | None = None
+) -> np.ndarray:
+    """[lines, units] to [lines, draws]: each line's mean over units drawn with replacement, the same for all lines.
+
+    sums: over the rows of each unit, of which there are `sizes` [units], one unless given. What they vary by is widened
+    by √(n/(n-1)): n units resampled vary by (n-1)/n too little.
+    """
+    units = sums.shape[1]
+    sizes = np.ones(units) if sizes is None else sizes
     found = []
     for first in range(0, draws, max(1, _AT_ONCE // units)):
         n = min(draws - first, max(1, _AT_ONCE // units))
         drawn = rng.integers(units, size=(n, units)) + units * np.arange(n)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=n * units).reshape(n, units)
-        found.append(values @ counts.T.astype(values.dtype) / units)
-    return np.concatenate(found, axis=1)
+        counts = np.bincount(drawn.ravel(), minlength=n * units).reshape(n, units).T.astype(float)
+        found.append(sums @ counts / (sizes @ counts))
+    centre = (sums.sum(1) / sizes.sum())[:, None]
+    return centre + np.sqrt(units / max(1, units - 1)) * (np.concatenate(found, axis=1) - centre)
 
 
 def over_seeds(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
