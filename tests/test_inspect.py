@@ -16,7 +16,8 @@ from rich.console import Console
 from prefopt import inspect
 from prefopt.data.examples import Encoded, Example
 from prefopt.errors import OK, WRONG
-from prefopt.reports.rows import ENDS, WITH_LOSS, WITHOUT_LOSS, plain, row_view
+from prefopt.models.tiny import fit_tokenizer
+from prefopt.reports.rows import ENDS, WITH_LOSS, WITHOUT_LOSS, pieces, plain, row_view
 from tests.conftest import SMALL
 from tests.data.made import encode, pair
 
@@ -67,7 +68,7 @@ def test_a_wrong_request_is_refused_like_any_other(ask, capsys: pytest.CaptureFi
 
 def segments(row: Encoded, ends: tuple[int, ...]) -> list[tuple[str, str]]:
     console = Console(file=StringIO(), width=200, force_terminal=True)
-    found = console.render(row_view(7, row, chr, ends))
+    found = console.render(row_view(7, row, lambda ids: "".join(map(chr, ids)), ends))
     return [(segment.text, str(segment.style)) for segment in found if segment.text.strip()]
 
 
@@ -92,6 +93,24 @@ def test_of_a_ranking_the_best_and_the_worst_are_shown_and_labels_by_their_names
     for good, name in ((1.0, "good"), (0.0, "bad")):
         label = Encoded(Example(prompt="p", completions=("a",), scores=(good,)), np.array([112]), ids[:1])
         assert f"{name}, 2 tokens" in [text for text, _ in segments(label, (2,))]
+
+
+def test_a_token_is_shown_as_it_reads_in_its_place():
+    """Bytes of a letter are shown with its last one, and a space before a word stays where a word alone has none."""
+    text = "né🙂 ja"
+    tokenizer = fit_tokenizer(["nothing of it"], 300)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    found = pieces(ids, tokenizer.decode)
+    assert len(ids) > len(text)
+    assert "".join(found) == text
+    assert "🙂" in found
+    words = ["▁so", "▁it", "s"]
+    assert pieces([0, 1, 2], lambda ids: "".join(words[i] for i in ids).replace("▁", " ").lstrip()) == [
+        "so",
+        " it",
+        "s",
+    ]
+    assert pieces(ids[:2], tokenizer.decode) == ["n", "\N{REPLACEMENT CHARACTER}"]  # a text that ends within a letter
 
 
 def test_plain_text_steers_nothing():

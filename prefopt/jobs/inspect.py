@@ -29,7 +29,7 @@ def show(request: Request, split: str, count: int, page: Path | None) -> int:
     console.print(audit_view(dataset.audit))
     console.print(legend())
     for number, row in enumerate(rows[:count]):
-        console.print(row_view(number, row, lambda i: str(renderer.tokenizer.decode([i])), renderer.end_ids))
+        console.print(row_view(number, row, lambda ids: str(renderer.tokenizer.decode(ids)), renderer.end_ids))
     if page is not None:
         with replacing(page) as temporary:
             temporary.write_text(console.export_html(), "utf-8")

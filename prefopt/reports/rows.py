@@ -19,6 +19,7 @@ from prefopt.errors import plain
 WITHOUT_LOSS = ("grey50", "grey62")  # two shades each, so that neighbouring tokens are told apart
 WITH_LOSS = ("black on green3", "black on pale_green3")
 ENDS = "black on gold1"
+Decode = Callable[[list[int]], str]
 MEASURES = (
     ("rows", "rows", "d"),
     ("pairs", "pairs", "d"),
@@ -56,8 +57,8 @@ def audit_view(audit: dict[str, Any]) -> RenderableType:
     return Group(table, *(Text(plain(line)) for line in lines))
 
 
-def row_view(number: int, row: Encoded, decode: Callable[[int], str], end_ids: Sequence[int]) -> RenderableType:
-    """A row as a tree: the prompt, under it each completion that methods see. decode: one id to its text."""
+def row_view(number: int, row: Encoded, decode: Decode, end_ids: Sequence[int]) -> RenderableType:
+    """A row as a tree: the prompt, under it each completion that methods see. decode: ids to their text."""
     example = row.example
     about = [f"weight {example.weight:g}"] if example.weight != 1 else []
     about += [f"p {example.target:g}"] if example.target != 1 else []
@@ -80,9 +81,22 @@ def legend() -> Text:
     )
 
 
-def _tokens(ids: np.ndarray, decode: Callable[[int], str], shades: tuple[str, str], end_ids: Sequence[int]) -> Text:
+def _tokens(ids: np.ndarray, decode: Decode, shades: tuple[str, str], end_ids: Sequence[int]) -> Text:
     found = Text()
-    for place, token in enumerate(ids.tolist()):
-        text = plain(decode(token)).replace("\\n", "⏎")
-        found.append(text, style=ENDS if token in end_ids else shades[place % 2])
+    for place, (token, text) in enumerate(zip(ids.tolist(), pieces(ids.tolist(), decode), strict=True)):
+        shown = plain(text).replace("\\n", "⏎")
+        found.append(shown, style=ENDS if token in end_ids else shades[place % 2])
+    return found
+
+
+def pieces(ids: list[int], decode: Decode) -> list[str]:
+    """What each token adds to the text. Alone it may be a part of a letter, or want the space before it: one that ends
+    within a letter adds nothing, the one that ends the letter all of it."""
+    found: list[str] = []
+    start = done = 0  # the text up to `done` is out; that from `start` on is context enough for what comes
+    for end in range(1, len(ids) + 1):
+        before, now = decode(ids[start:done]), decode(ids[start:end])
+        whole = end == len(ids) or not now.endswith("\N{REPLACEMENT CHARACTER}")
+        found.append(now[len(before) :] if whole else "")
+        start, done = (done, end) if whole else (start, done)
     return found
