@@ -27,7 +27,8 @@ SLOWER = tuple(
     f"tests/objectives/test_{name}.py" for name in ("gradients", "identities", "needs", "golden", "learning")
 )
 MODELS = tuple(
-    f"tests/models/test_{name}.py" for name in ("reference", "references", "reward", "adapter", "files", "quant")
+    f"tests/models/test_{name}.py"
+    for name in ("reference", "references", "reward", "adapter", "files", "quant", "dropout")
 )
 RENDERING = ("tests/data/test_render_templates.py", "tests/data/test_render.py")
 PUBLISHED = ("tests/data/test_published.py",)
@@ -68,9 +69,19 @@ OWN = {  # beginnings of the files that are not mathematics
     "jobs/subject": ("tests/test_foreign.py",),
     "jobs/sample": ("tests/test_foreign.py",),
     "jobs/export": ("tests/test_foreign.py",),
+    "jobs/trainer": ("tests/test_evaluate.py",),
+    "config/answer": ("tests/test_evaluate.py",),
     "jobs/train": ("tests/test_foreign.py", "tests/test_determinism.py"),
-    "scoring/sharing": ("tests/scoring/test_forest.py", "tests/scoring/test_score.py", "tests/scoring/test_fused.py"),
+    "scoring/layout": ("tests/scoring/test_stretched.py", "tests/scoring/test_score.py"),
+    "scoring/sharing": (
+        "tests/scoring/test_sharing.py",
+        "tests/scoring/test_stretched.py",
+        "tests/scoring/test_forest.py",
+        "tests/scoring/test_score.py",
+        "tests/scoring/test_fused.py",
+    ),
     "scoring/": ("tests/scoring/test_forest.py", "tests/scoring/test_score.py", "tests/scoring/test_varlen.py"),
+    "models/policy": (*MODELS, "tests/scoring/test_stretched.py"),
     "models/": MODELS,
     "callbacks/storage": STORAGE,
     "callbacks/steps": (*STORAGE, *STOP),
@@ -91,7 +102,10 @@ OWN = {  # beginnings of the files that are not mathematics
     "metrics/optimum": OPTIMUM,
     "reports/compare/optimum": ("tests/reports/test_optimum.py",),
     "reports/compare/measures": ("tests/reports/test_judged.py",),
-    "reports/compare/runs": ("tests/reports/test_judged.py",),
+    "reports/compare/runs": ("tests/reports/test_judged.py", "tests/reports/test_compare.py"),
+    "reports/compare/differences": ("tests/reports/test_compare.py",),
+    "reports/compare/statistics": ("tests/reports/test_statistics.py",),
+    "reports/rows": ("tests/test_inspect.py",),
     "jobs/judging": ("tests/reports/test_judged.py",),
     "jobs/pooling": ("tests/test_pooling.py",),
     "jobs/optimum": ("tests/test_pooling.py",),
@@ -836,11 +850,14 @@ MUTANTS = [
     ),
     *of(
         "scoring/sharing.py",
-        ("windows are not looked at", "window is None or longest <= window", "True"),
+        ("windows are not looked at", "(_window(policy), policy.rope_bound)", "(policy.rope_bound,)"),
+        ("stretched positions are not looked at", "(_window(policy), policy.rope_bound)", "(_window(policy),)"),
+        ("tried once for all", "return kind, torch.get_autocast_dtype(kind) if mixed else None", "return kind, None"),
+        ("shards are tried", "if policy.sharded and known:", "if False:"),
         ("states are not compared", "worst <= near", "True"),
         ("other layers are taken for attention", "if kinds:", "if False:"),
-        ("said every time", "reason not in _known.values()", "True"),
-        ("dropout in attention is not seen", "if _drops_attention(policy):", "if False:"),
+        ("said every time", "all(reason not in said.values() for said in _known.values())", "True"),
+        ("dropout in attention is not seen", "if drops_attention(policy.causal):", "if False:"),
         ("in as many passes as before", ", fused(policy):", ":"),
     ),
     *of(
@@ -859,7 +876,7 @@ MUTANTS = [
             "self._completion_at = completion_at - self._prompts",
             "self._completion_at = completion_at",
         ),
-        ("padding counts as read", "planted_tokens if shares", "padded_tokens if shares"),
+        ("padding counts as read", "return planted_tokens(batch", "return padded_tokens(batch"),
     ),
     *of(
         "scoring/kv_cache.py",
@@ -877,7 +894,7 @@ MUTANTS = [
     *of(
         "scoring/few_rows.py",
         ("laid out for other rows", "if rows != self._rows:", "if not self._rows:"),
-        ("left behind", "del module.forward", "pass"),
+        ("left behind", 'vars(module).pop("forward", None)', "pass"),
         ("autocast is not seen", ' or torch.is_autocast_enabled("cpu")', ""),
         ("the bias is lost", "self._laid, self._weight, self._bias", "self._laid, self._weight, None"),
         ("copies of any size", " and size <= ROOM", ""),
@@ -904,7 +921,7 @@ MUTANTS = [
         ("more than states", "if more or named or not _exact(states", "if not _exact(states"),
         ("somebody else's forward is lost", ' if "forward" not in vars(norm)', ""),
         ("somebody else's rotary is lost", " if getattr(home, ROTARY) is own", ""),
-        ("norms stay changed", "del norm.forward", "pass"),
+        ("norms stay changed", 'vars(norm).pop("forward", None)', "pass"),
         ("rotary stays changed", "            setattr(home, ROTARY, own)", "            pass"),
         ("autocast is not seen", ' and not torch.is_autocast_enabled("cpu")', ""),
         ("any precision", "types <= NEAR.keys()", "True"),
@@ -1312,9 +1329,9 @@ MUTANTS = [
         ("nothing is looked at", "            if checkpoint is not None:", "            if False:"),
         ("nothing is too little", " or not held[name]:", ":"),
         ("any run's", '.get("request") != self.request', '.get("request") is None'),
-        ("the checkpoint's fault for ever", " or not self._restoring or", " or"),
-        ("the checkpoint's fault before it is restored", "                self._restoring = False\n", ""),
-        ("nobody's fault", "if checkpoint is None or not self._restoring or exhausted(error):", "if True:"),
+        ("the checkpoint's fault for ever", " or not _restoring(error) or", " or"),
+        ("not what is looked at", "frame.f_code is Belonging._check.__code__ or ", ""),
+        ("nobody's fault", "if checkpoint is None or not _restoring(error) or exhausted(error):", "if True:"),
     ),
     *of(
         "rollouts/guards.py",
@@ -1539,6 +1556,68 @@ MUTANTS = [
     *of("callbacks/steps.py", ("memory of the last attempt alone", "max(self.peak_memory or 0, peak", "max(0, peak")),
     *of("callbacks/checkpoints.py", ("resumed without a word", "if not self._trains:", "if False:")),
     *of("callbacks/tensorboard.py", ("the machine is named", "            file.rename(", "            str(")),
+    *of(
+        "models/dropout.py",
+        ("only layers drop", "for name, held in vars(module).items() if", "for name, held in {}.items() if"),
+        ("a flag drops", " and isinstance(held, float) and held", " and held"),
+        ("attention's own numbers", 'any(_is_attention(f"{path}.{name}") for name in dropouts(module))', "False"),
+    ),
+    *of("models/base.py", ("a base drops", "return without_dropout(model)", "return model")),
+    *of("models/reward.py", ("a judge drops", "Policy(without_dropout(model).requires", "Policy(model.requires")),
+    *of(
+        "models/policy.py",
+        ("nothing is stretched", 'if kind.get("rope_type") in STRETCHED', "if False"),
+        ("heads of the inner width", 'getattr(self.config, "word_embed_proj_dim", self.config', "(self.config"),
+    ),
+    *of(
+        "scoring/layout.py",
+        ("beside longer rows", "min(start + size, beyond) if start < beyond else start + size", "start + size"),
+    ),
+    *of(
+        "scoring/few_rows.py",
+        ("another forward is lost", ' and "forward" not in vars(module)]', "]"),
+    ),
+    *of(
+        "data/shapes.py",
+        ("judgements go unread", "if not shape.judged and found is not None:", "if False:"),
+    ),
+    *of("data/audit.py", ("advice that was followed", """count and not audit["dropped"].get("leak")""", "count")),
+    *of(
+        "metrics/answers.py",
+        (
+            "an interval of one prompt",
+            "if len(gains) > 1 else None\n    gain,",
+            "if len(gains) > 1 else 0.0\n    gain,",
+        ),
+        ("best of four of three", "if base.per_prompt >= 4 else None", "if base.per_prompt >= 3 else None"),
+    ),
+    *of("reports/rows.py", ("parts of a letter", "whole = end == len(ids) or not now", "whole = True or not now")),
+    *of(
+        "reports/compare/statistics.py",
+        ("units all of one size", "/ (sizes @ counts)", "/ (sizes.mean() * units)"),
+        ("few units vary too little", "np.sqrt(units / max(1, units - 1))", "1.0"),
+    ),
+    *of("reports/compare/differences.py", ("rows are units", "if prompts is None else prompts", "")),
+    *of("reports/compare/runs.py", ("one seed twice", "if name != key}", "}")),
+    *of(
+        "rewards/rule.py",
+        ("leaving is interrupting", "except (Exception, SystemExit) as error:  #", "except Exception as error:  #"),
+    ),
+    *of(
+        "config/strategy.py", ("a limit without a save", "if settings.save_by is not None and not", "if False and not")
+    ),
+    *of(
+        "jobs/trainer.py", ("Lightning hears signals", "    trainer._signal_connector.register", "    trainer.register")
+    ),
+    *of(
+        "config/answer.py",
+        (
+            "terminated at once",
+            "signal.signal(signal.SIGTERM, signal.default_int_handler)",
+            "signal.getsignal(signal.SIGTERM)",
+        ),
+        ("an interruption is an exit", "not isinstance(end.__context__, KeyboardInterrupt)", "True"),
+    ),
 ]
 
 

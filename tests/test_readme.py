@@ -120,12 +120,15 @@ def test_sweeps(arguments, jobs, cache_dir, tmp_path, monkeypatch):
 
 
 def test_commands_after_training(desk, cache_dir, monkeypatch):
-    """In the README's order, on the runs that it names, made here with only sizes changed; the chat meets its end."""
+    """In the README's order, on the runs that it makes, with only sizes changed; the chat meets its end."""
     monkeypatch.chdir(desk)
-    data = ["data=jsonl", "data.train=pairs.jsonl", "trainer.max_steps=2", f"cache_dir={cache_dir}"]
     sizes = [s for s in SMALL if not s.startswith("data.world")]
-    for loss, run in (("dpo", "runs/dpo"), ("orpo", "runs/orpo"), ("bradley_terry", "runs/judge")):
-        assert train(compose_request([*data, *sizes, f"loss={loss}", f"run_dir={run}"])) == OK
+    made = [shlex.split(asked) for asked in TRAIN if re.search(r"run_dir=runs/(dpo|orpo|judge)$", asked)]
+    assert len(made) == 3
+    for asked in made:
+        own = {argument.split("=")[0] for argument in asked}
+        less = [s for s in (*sizes, "trainer.max_steps=2") if s.split("=")[0] not in own]
+        assert train(compose_request([*asked, *less, f"cache_dir={cache_dir}"])) == OK
     monkeypatch.setattr(sys, "stdin", io.StringIO("How do I boil an egg?\n"))
     shutil.copytree("runs/dpo/model", "path/to/model", dirs_exist_ok=True)  # of one vocabulary with runs/orpo
     bench = {"chosen_model": "a", "rejected_model": "b", "subset": "hep-cpp", "id": 0}
