@@ -57,6 +57,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture
+def exact_rmsnorm():
+    """See `tests.toy`."""
+    from tests.toy import exact_rmsnorm
+
+    with exact_rmsnorm():
+        yield
+
+
+@pytest.fixture
 def plain_kernels(monkeypatch):
     """Matrices in the place of flash attention's kernels, which a CPU does not have."""
     from prefopt.scoring import varlen

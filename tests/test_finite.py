@@ -5,10 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,13 +30,13 @@ from prefopt.objectives import Objective, create
 from prefopt.objectives.dpo import DPO
 from prefopt.records import HALVED
 from prefopt.schedules import constant, linear
+from tests.gloo_worker import run_ranks
 from tests.models.saved import pairs_file, saved_model
 from tests.test_selfcheck import fit as fit_in_float32
 from tests.test_selfcheck import module as float32_module
 from tests.test_selfcheck import overflowing, steps_of
-from tests.toy import keep_rmsnorm_exact, toy_examples, toy_module, toy_rollouts
+from tests.toy import toy_examples, toy_module, toy_rollouts
 
-ROOT = Path(__file__).parents[1]
 PLAN = Plan(24, 6, 4, seed=0)  # each row once; three micro-batches of two in a step
 BAD = PLAN.step(1)[2]  # in the second micro-batch of the second step
 
@@ -267,10 +263,10 @@ def test_a_run_that_only_skips_stops(tmp_path, monkeypatch):
     assert [line["step"] for line in stepped_lines(tmp_path / "non_finite.jsonl")] == [1] * 6 + [2] * 6 + [3] * 6
 
 
+@pytest.mark.usefixtures("exact_rmsnorm")
 @pytest.mark.parametrize("lr", [0.1, 0.0])
 def test_the_self_check_waits_for_a_step_that_counts(tmp_path, lr):
     """The first step is left out, the second is taken apart into micro-batches; only then must weights have moved."""
-    keep_rmsnorm_exact()
     source, module = recorded(), made(create("simpo"))
     module.make_optimizer = partial(torch.optim.SGD, lr=lr)
     seen = []
@@ -352,25 +348,7 @@ def test_what_another_rank_finds_counts(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_two_ranks_stop_and_skip_together(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    shared |= {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "NODE_RANK": "0"}
-    code = "import sys, pathlib, torch; from tests.test_finite import one_rank; torch.set_num_threads(1); "
-    code += "one_rank(pathlib.Path(sys.argv[1]), int(sys.argv[2])); torch.distributed.destroy_process_group()"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), str(rank)],
-            cwd=ROOT,
-            env={**shared, "LOCAL_RANK": str(rank), "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)[-3000:]
+    run_ranks("tests.finite_worker", tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     bad = PLAN.step(1)[1]
     assert f"by 1 of 6 rows, first toy.jsonl:{bad}" in first["said"]

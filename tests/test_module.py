@@ -26,15 +26,11 @@ from prefopt.records import Scores, units
 from prefopt.schedules import constant, cosine, linear, steps_of
 from prefopt.scoring import score
 from tests.models.test_reference import adapted, shake
-from tests.toy import keep_rmsnorm_exact, toy_examples, toy_module, toy_rollouts
+from tests.toy import toy_examples, toy_module, toy_rollouts
 
+pytestmark = pytest.mark.usefixtures("exact_rmsnorm")
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-
-
-@pytest.fixture(autouse=True)
-def exact():
-    keep_rmsnorm_exact()
 
 
 @pytest.mark.parametrize("loss", OFFLINE)

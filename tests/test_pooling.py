@@ -5,6 +5,7 @@ Policies of 23 tokens and answers of at most two, so that all answers can be lis
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from prefopt.metrics.optimum import Pool, mean_curve, prompt_curve
 from prefopt.models.policy import Policy
 from prefopt.reports.compare.runs import Run, read_runs
 from tests.reports.fake import write_run
-from tests.toy import VOCAB, keep_rmsnorm_exact, toy_model
+from tests.toy import VOCAB, exact_rmsnorm, toy_model
 
 END = 2
 PROMPTS = ["1 5 9", "7"]
@@ -31,10 +32,10 @@ def ids(text: str) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def policies() -> list[Policy]:
+def policies() -> Iterator[list[Policy]]:
     """Far enough apart that taking one for another shows."""
-    keep_rmsnorm_exact()
-    return [Policy(toy_model(seed, spread=0.5).eval(), end_ids=(VOCAB,)) for seed in range(3)]
+    with exact_rmsnorm():
+        yield [Policy(toy_model(seed, spread=0.5).eval(), end_ids=(VOCAB,)) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from prefopt.schedules import constant
 from tests.gloo_worker import two_ranks
 from tests.rollouts.test_source import with_critic
 from tests.test_resume import TIMES
-from tests.toy import keep_rmsnorm_exact, toy_examples, toy_model, toy_module, toy_rollouts
+from tests.toy import exact_rmsnorm, toy_examples, toy_model, toy_module, toy_rollouts
 
 ROWS, BATCH, STEPS = 9, 2, 5
 OFFLINE = [name for name in names() if get(name).needs.data in ("demonstrations", "pairs", "labels")]
@@ -66,10 +66,10 @@ class Looks(L.Callback):
         self.seen.append(module.held_out_measures(self.examples))
 
 
+@exact_rmsnorm()
 def outcome(name, kind, micro, world):
     """Weights after five steps, the last of one row; metrics.csv; the looks; and what the first weights measure on nine
     rows and on two, of which one rank has none."""
-    keep_rmsnorm_exact()
     module, held_out = built(name, kind), toy_examples(ROWS, seed=9)
     start = {key: value.clone() for key, value in module.policy.state_dict().items()}
     needs = module.objective.needs

@@ -31,6 +31,7 @@ from tests.scoring.test_forest import batch_of, llama, lora
 from tests.test_resume import read, rows
 from tests.toy import Watch, train_toy
 
+pytestmark = pytest.mark.usefixtures("exact_rmsnorm")
 OBJECTIVES = ("kto", "bradley_terry")
 ROWS = [(5, [2, 3], False), (3, [1], False), (4, [1, 4], False)]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import lightning as L
 import numpy as np
+import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
@@ -21,6 +24,7 @@ from prefopt.models.policy import Policy
 from prefopt.models.reference import FrozenCopy
 from prefopt.module import PreferenceModule
 from prefopt.objectives import Objective
+from prefopt.records import Batch
 from prefopt.rewards import Judged
 from prefopt.rewards.base import Stateless
 from prefopt.rollouts import RolloutPlan, Rollouts
@@ -52,20 +56,45 @@ def toy_model(
     return LlamaForCausalLM(config).to(dtype)
 
 
+def toy_gpt2() -> GPT2LMHeadModel:
+    """Positions are learned, so a wrong position id shows."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCAB, "n_positions": 256, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}
+    return GPT2LMHeadModel(GPT2Config(**shape, **still, initializer_range=0.3)).double().eval()
+
+
 RMSNORMS = {norm: norm.forward for norm in (modeling_llama.LlamaRMSNorm, modeling_qwen3.Qwen3RMSNorm)}
 
 
-def keep_rmsnorm_exact() -> None:
-    """transformers' RMSNorm rounds float64 to float32; exact comparisons need it in float64. Other types stay."""
-    for norm, library in RMSNORMS.items():
+@contextmanager
+def exact_rmsnorm() -> Iterator[None]:
+    """transformers' RMSNorm rounds float64 to float32; exact comparisons need it in float64. Other types stay. Tests
+    ask for the fixture of this name; what also runs in processes of its own is decorated."""
+    with pytest.MonkeyPatch.context() as patch:
+        for norm, library in RMSNORMS.items():
 
-        def forward(self, hidden, library=library):
-            if hidden.dtype != torch.float64:
-                return library(self, hidden)
-            variance = hidden.pow(2).mean(-1, keepdim=True)
-            return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
+            def forward(self, hidden, library=library):
+                if hidden.dtype != torch.float64:
+                    return library(self, hidden)
+                variance = hidden.pow(2).mean(-1, keepdim=True)
+                return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
 
-        norm.forward = forward
+            patch.setattr(norm, "forward", forward)
+        yield
+
+
+def textbook(model: torch.nn.Module, rows: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Log-probs of each completion's tokens, and of each prompt's but its first: row by row, unpadded, through the
+    model's own attention and whole logits."""
+    prompts, found, asked = rows.prompts(), [], []
+    for g, completion in zip(rows.group.tolist(), rows.completions(), strict=True):
+        ids = torch.cat((prompts[g], completion))
+        logs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+        own = logs[:-1].gather(1, ids[1:, None])[:, 0]
+        found.append(own[-len(completion) :])
+        asked.append(own[: len(prompts[g]) - 1])
+    return found, asked
 
 
 def toy_examples(n: int, seed: int = 0, weights: bool = True) -> list[Encoded]:
@@ -119,6 +148,7 @@ def toy_rollouts(
     return Rollouts(toy_examples(rows), plan, replace(speaking, **changes), micro_batch_size)
 
 
+@exact_rmsnorm()
 def train_toy(
     objective: Objective,
     rows: int = 22,
@@ -132,7 +162,6 @@ def train_toy(
     strategy: Any = "auto",
 ) -> PreferenceModule:
     """Some SGD steps in float64 through the Trainer, the last step partial unless batch_size divides rows."""
-    keep_rmsnorm_exact()
     module = toy_module(objective, lr=lr)
     if source is None:
         shown = view(objective.needs.data, toy_examples(rows))

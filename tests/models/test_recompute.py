@@ -19,8 +19,10 @@ from prefopt.models.policy import Policy
 from prefopt.models.recompute import recompute_layers
 from prefopt.scoring import forest, score, sharing
 from tests.models.saved import saved_model, trained
-from tests.scoring.test_forest import batch_of, gpt2, llama, lora
+from tests.scoring.test_forest import batch_of, llama, lora
+from tests.toy import toy_gpt2
 
+pytestmark = pytest.mark.usefixtures("exact_rmsnorm")  # in float64, too, norms are fused
 ROWS = [(5, [2, 3], False), (3, [1], False), (6, [4, 1, 2], False)]
 PATHS = ("forest", "several forests", "padded")
 
@@ -53,7 +55,7 @@ def gradients(policy: Policy, path: str, monkeypatch) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("make", [llama, gpt2, lora, dropped])
+@pytest.mark.parametrize("make", [llama, toy_gpt2, lora, dropped])
 def test_gradients_are_the_same_to_the_bit(make, path, monkeypatch):
     plain, again = (gradients(policy, path, monkeypatch) for policy in policies(make))
     assert plain.keys() == again.keys()

@@ -19,29 +19,18 @@ from prefopt.scoring import attention, forest, score, sharing
 from prefopt.scoring.attention import attend, block_mask, tree_mask
 from prefopt.scoring.forest import Forest, Tree, plant
 from tests.models.saved import tokenizer
-from tests.toy import VOCAB, keep_rmsnorm_exact
+from tests.toy import VOCAB, textbook, toy_gpt2
 
+pytestmark = pytest.mark.usefixtures("exact_rmsnorm")
 EXACT = {"rtol": 0, "atol": 1e-12}
 SMALL = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.3}
 ROTARY = {**SMALL, "intermediate_size": 24, "max_position_embeddings": 256}
-
-
-@pytest.fixture(autouse=True)
-def exact():
-    keep_rmsnorm_exact()
 
 
 def llama(**more) -> nn.Module:
     torch.manual_seed(0)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     return LlamaForCausalLM(LlamaConfig(**{**ROTARY, **heads, **more})).double()
-
-
-def gpt2() -> nn.Module:
-    torch.manual_seed(0)
-    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}
-    shape = {"vocab_size": VOCAB, "n_positions": 256, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(**shape, **still, initializer_range=0.3)).double()
 
 
 def lora() -> nn.Module:
@@ -63,7 +52,7 @@ MODELS = {
     "grouped heads": lambda: llama(num_key_value_heads=2),
     "one key head": lambda: llama(num_key_value_heads=1),
     "tied": lambda: llama(tie_word_embeddings=True),
-    "learned positions": gpt2,
+    "learned positions": toy_gpt2,
     "heads of another size": qwen3,
     "lora": lora,
 }
@@ -85,15 +74,6 @@ def batch_of(shape: list[tuple[int, list[int], bool]], seed: int = 0) -> Batch:
         rows += [(len(prompts) - 1, ids(n)) for n in completions]
     order = torch.randperm(len(rows), generator=draw).tolist()
     return Batch.of("rollouts", prompts, [rows[i][1] for i in order], [rows[i][0] for i in order])
-
-
-def textbook(model: nn.Module, rows: Batch) -> list[torch.Tensor]:
-    prompts, found = rows.prompts(), []
-    for g, completion in zip(rows.group.tolist(), rows.completions(), strict=True):
-        ids = torch.cat((prompts[g], completion))
-        logs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
-        found.append(logs[:-1].gather(1, ids[1:, None])[-len(completion) :, 0])
-    return found
 
 
 def gradients(model: nn.Module, rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -127,7 +107,7 @@ def test_rows_are_what_they_are_alone(name, shape, dense, strip, room, models):
         policy = Policy(model)
         assert sharing.why_not(policy) == "", "its rows would be scored one by one"
         scores = score(policy, rows)
-    expected = textbook(model, rows)
+    expected = textbook(model, rows)[0]
     own = [scores.logps[i][scores.mask[i]] for i in range(len(rows))]
     for mine, theirs in zip(own, expected, strict=True):
         torch.testing.assert_close(mine, theirs, **EXACT)
@@ -142,7 +122,7 @@ def test_single_precision():
     model, rows = llama(num_key_value_heads=2).float(), batch_of([(9, [7, 4], False), (3, [2, 5, 1], False)])
     scores = score(Policy(model), rows)
     mine = gradients(model, [scores.logps[i][scores.mask[i]] for i in range(len(rows))])
-    theirs = gradients(model, textbook(model, rows))
+    theirs = gradients(model, textbook(model, rows)[0])
     for name, grad in mine.items():
         assert float((grad - theirs[name]).norm() / theirs[name].norm()) < 5e-5, name
 
@@ -192,7 +172,7 @@ class TestFallback:
     def scored(self, model: nn.Module) -> None:
         rows = batch_of([(5, [3, 2], False), (2, [6], False)])
         scores = score(Policy(model), rows)
-        for i, own in enumerate(textbook(model, rows)):
+        for i, own in enumerate(textbook(model, rows)[0]):
             torch.testing.assert_close(scores.logps[i][scores.mask[i]], own, **EXACT)
 
     def test_said_once(self, capsys):

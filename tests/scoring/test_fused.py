@@ -14,8 +14,6 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -24,15 +22,11 @@ from transformers.models.llama import modeling_llama
 from prefopt.models.policy import Policy
 from prefopt.records import Batch
 from prefopt.scoring import fused, score, sharing
-from tests.toy import RMSNORMS, VOCAB, keep_rmsnorm_exact, toy_model
+from tests.toy import RMSNORMS, VOCAB, toy_gpt2, toy_model
 
+pytestmark = pytest.mark.usefixtures("exact_rmsnorm")
 ROTARY = modeling_llama.apply_rotary_pos_emb
 SMALL = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-
-
-@pytest.fixture(autouse=True)
-def exact():
-    keep_rmsnorm_exact()
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -116,10 +110,6 @@ def gemma() -> nn.Module:
     return Gemma2ForCausalLM(Gemma2Config(**SMALL, num_attention_heads=2, num_key_value_heads=2, head_dim=8))
 
 
-def gpt2() -> nn.Module:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2))
-
-
 def cohere() -> nn.Module:
     """It turns neighbours, not halves."""
     return CohereForCausalLM(CohereConfig(**SMALL, num_attention_heads=2, pad_token_id=0, eos_token_id=2))
@@ -132,7 +122,7 @@ def cohere() -> nn.Module:
         (toy_model, 5, 1),
         (qwen3, 9, 1),  # its queries' and keys' too
         (gemma, 0, 1),
-        (gpt2, 0, 0),
+        (toy_gpt2, 0, 0),
         (cohere, 0, 0),
         (lambda: toy_model(dtype=torch.bfloat16), 0, 1),
     ],

@@ -11,8 +11,8 @@ from prefopt.models.policy import Policy
 from prefopt.scoring import few_rows, forest, generate
 from prefopt.scoring.generate import _nucleus
 from prefopt.scoring.kv_cache import SharedPrompts
-from tests.scoring.test_score import batch, gpt2
-from tests.toy import VOCAB, toy_model
+from tests.scoring.test_score import batch
+from tests.toy import VOCAB, toy_gpt2, toy_model
 
 generating = import_module("prefopt.scoring.generate")  # the function hides its module
 
@@ -23,7 +23,7 @@ def without_gradients():
         yield
 
 
-@pytest.mark.parametrize("make", [lambda: toy_model(dtype=torch.float32), lambda: gpt2().float()])
+@pytest.mark.parametrize("make", [lambda: toy_model(dtype=torch.float32), lambda: toy_gpt2().float()])
 @pytest.mark.parametrize("batch_size", [2, 512])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("shrink", [0.0, 0.75, 1.0])
@@ -43,6 +43,7 @@ def test_greedy_is_the_librarys(make, batch_size, shared, shrink, monkeypatch):
         assert answer.tolist() == expected[0, len(prompt) :].tolist()
 
 
+@pytest.mark.usefixtures("exact_rmsnorm")
 def test_packed_states_are_the_models_own(monkeypatch):
     """To rounding in float64, step after step, with prompts in several forests, equal ones, grouped heads, and rows
     let go in between."""

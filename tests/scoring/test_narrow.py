@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from prefopt.models.policy import Policy
 from prefopt.scoring import generate, narrow, score, sharing
-from tests.scoring.test_forest import batch_of, gpt2, llama, lora, textbook
+from tests.scoring.test_forest import batch_of, llama, lora
+from tests.toy import textbook, toy_gpt2
 
+pytestmark = pytest.mark.usefixtures("exact_rmsnorm")
 ROWS = [(5, [2, 3], False), (3, [1], False)]
 LLAMA, GPT2 = ("self_attn.q_proj", "self_attn.o_proj", "mlp"), ("attn.c_proj", "mlp")
 
@@ -35,12 +37,12 @@ def known(model: nn.Module, heads: frozenset[str] = frozenset({"lm"})) -> Policy
     return policy
 
 
-@pytest.mark.parametrize(("make", "names"), [(llama, LLAMA), (lora, LLAMA), (gpt2, GPT2)])
+@pytest.mark.parametrize(("make", "names"), [(llama, LLAMA), (lora, LLAMA), (toy_gpt2, GPT2)])
 def test_what_the_last_layer_sees(make, names, seen):
     """What predicts a completion's tokens: the prompt's end, once for both, and all of them but the last.
     1 + 1 + 2 of the first tree, 1 + 0 of the second; the forest has 64 with its filling."""
     policy = known(make())
-    *others, last = policy.causal.get_submodule("transformer.h" if make is gpt2 else "model.layers")
+    *others, last = policy.causal.get_submodule("transformer.h" if make is toy_gpt2 else "model.layers")
     parts = [last.get_submodule(name) for name in names]
     assert narrow.parts(policy) == parts
     before, sizes = seen(others[0].mlp), [seen(part) for part in parts]
@@ -91,5 +93,5 @@ def test_a_part_that_is_not_what_its_name_says():
     model.model.layers[-1].mlp = Particular(model.model.layers[-1].mlp)
     policy, rows = known(model), batch_of([(3, [2, 3, 3], False), (3, [3], False)])
     scores = score(policy, rows)
-    for i, theirs in enumerate(textbook(model, rows)):
+    for i, theirs in enumerate(textbook(model, rows)[0]):
         torch.testing.assert_close(scores.logps[i][scores.mask[i]], theirs, rtol=0, atol=1e-12)

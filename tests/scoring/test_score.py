@@ -8,31 +8,17 @@ from importlib import import_module
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from prefopt.models.policy import Policy
 from prefopt.records import Batch
 from prefopt.scoring import forest, layout, logprobs, score, sharing, tokens_read
-from tests.toy import VOCAB, keep_rmsnorm_exact, toy_model
+from tests.toy import VOCAB, textbook, toy_gpt2, toy_model
 
+pytestmark = pytest.mark.usefixtures("exact_rmsnorm")
 EXACT = {"rtol": 0, "atol": 1e-12}
 
 
-@pytest.fixture(autouse=True)
-def exact():
-    keep_rmsnorm_exact()
-
-
-def gpt2() -> GPT2LMHeadModel:
-    """Positions are learned, so a wrong position id shows."""
-    torch.manual_seed(0)
-    shape = {"vocab_size": VOCAB, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}
-    config = GPT2Config(**shape, **still, initializer_range=0.3)
-    return GPT2LMHeadModel(config).double().eval()
-
-
-MODELS = {"llama": toy_model, "llama untied": lambda: toy_model(tied=False), "gpt2": gpt2}
+MODELS = {"llama": toy_model, "llama untied": lambda: toy_model(tied=False), "gpt2": toy_gpt2}
 
 
 def batch(seed: int = 0, prompts: int = 3, per_prompt: int = 3) -> Batch:
@@ -42,19 +28,6 @@ def batch(seed: int = 0, prompts: int = 3, per_prompt: int = 3) -> Batch:
     asked = [torch.cat((torch.tensor([1, 2]), draw(1, 9))) for _ in range(prompts)]
     group = [g for g in range(prompts) for _ in range(per_prompt)]
     return Batch.of("rankings", asked, [torch.cat((draw(1, 8), torch.tensor([2]))) for _ in group], group)
-
-
-def textbook(model, rows: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Log-probs of each completion's tokens, and of each prompt's but its first."""
-    prompts, completions = rows.prompts(), rows.completions()
-    found, asked = [], []
-    for g, completion in zip(rows.group.tolist(), completions, strict=True):
-        ids = torch.cat((prompts[g], completion))
-        logs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
-        own = logs[:-1].gather(1, ids[1:, None])[:, 0]
-        found.append(own[-len(completion) :])
-        asked.append(own[: len(prompts[g]) - 1])
-    return found, asked
 
 
 @pytest.mark.parametrize("shared", [True, False])
