@@ -94,9 +94,12 @@ def test_samples_follow_the_policy():
     assert float(((counts - expected) ** 2 / expected).sum()) < 54
 
 
-def test_later_tokens_follow_the_policy_too():
-    """The second token given the first, through the cache and under left padding."""
-    policy = Policy(gpt2().float(), end_ids=(2,))
+@pytest.mark.parametrize("shared", [True, False])
+def test_later_tokens_follow_the_policy_too(shared, monkeypatch):
+    """The second token given the first, through either cache: under prompts of two lengths, packed or padded."""
+    if not shared:
+        monkeypatch.setattr(generating, "shares_prompts", lambda policy, longest: False)
+    policy = Policy(toy_gpt2().float(), end_ids=(2,))
     prompts = [torch.tensor([1, 5, 9, 4]), torch.tensor([1, 7])] * 20_000
     drawn = generate(policy, prompts, max_new_tokens=2, generator=torch.Generator().manual_seed(0), batch_size=40_000)
     short = [answer for answer in drawn[1::2] if len(answer) == 2]
