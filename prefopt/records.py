@@ -29,7 +29,7 @@ class Batch:
     `siblings` are the other micro-batches of the step; only the first one carries them (for step statistics).
     """
 
-    data: str  # demonstrations | pairs | labels | rankings | rollouts | steps
+    data: str  # demonstrations | pairs | labels | rollouts; rankings | steps, which nothing makes yet
     prompt_ids: Tensor  # [sum of prompt lengths]
     prompt_lengths: Tensor  # [P]
     completion_ids: Tensor  # [sum of completion lengths]

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from prefopt import cli
-from prefopt.config import command, config_dir
+from prefopt.config import command, compose_request, config_dir
 from prefopt.errors import FAILED, WRONG
+from prefopt.objectives import Needs, Objective
 from prefopt.train import task
 from tests.mistakes import edges, pipelines, places, requests, rows
 from tests.mistakes.asking import Mistake, left, pairs
@@ -184,6 +185,28 @@ def test_what_nobody_thought_of_is_one_line(here: Path, monkeypatch, capsys, deb
     error = capsys.readouterr().err
     assert "failed: ZeroDivisionError: integer division or modulo by zero" in error
     assert ("Traceback" in error) is debug
+
+
+def test_dropout_where_no_ratio_is_taken():
+    """A loss on pairs holds the policy against nobody who answered."""
+    compose_request(["loss=dpo", "source=rollouts", "model=tiny_lora", "model.adapter.dropout=0.1"])
+
+
+@pytest.mark.parametrize("source", ["auto", "recorded", "rollouts"])
+@pytest.mark.parametrize("kind", ["rankings", "steps"])
+def test_a_loss_on_what_no_source_has(kind, source, here: Path, monkeypatch, capsys):
+    """Not taken for one on own answers, which would be sampled first."""
+
+    class Own(Objective):
+        name = "own"
+        needs = Needs(data=kind)
+
+    monkeypatch.setattr("prefopt.config.request.build_objective", lambda cfg, soft: Own())
+    monkeypatch.setattr(sys, "argv", ["prefopt.train", f"source={source}"])
+    assert command("train", task) == WRONG
+    accepted = "accepted: demonstrations, pairs, labels, rollouts"
+    told(capsys.readouterr().err, (f"loss=own needs {kind}, which no source has; {accepted}",))
+    nothing_left(here, {})
 
 
 def test_a_target_is_refused_before_it_is_imported(here: Path, monkeypatch):

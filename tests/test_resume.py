@@ -28,7 +28,7 @@ DIFFERS = {"resumed_at", "command", "train_seconds", "pairs_per_second", "tokens
 DIFFERS |= {"sampling_seconds", "git"}  # somebody may commit meanwhile
 # Four steps a collection, a reward and a KL coefficient with a running state.
 SPEAKING = ["source.prompts=32", "source.passes=2", f"trainer.max_steps={STEPS}", "reward.scale=running"]
-SPEAKING += ["source.kl_target=0.5", "source.kl_horizon=500"]
+SPEAKING += ["source.kl_target=0.5", "source.kl_horizon=500", "model.adapter.dropout=0"]
 
 
 def command(loss: str, run: Path, cache: Path, *more: str) -> list[str]:

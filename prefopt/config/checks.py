@@ -54,16 +54,32 @@ def check_source(settings: Settings, origin: Origin, objective: Objective, live:
     """Whether the loss can learn from who speaks. live: the policy itself."""
     from prefopt.data.views import RECORDED, check_view
 
-    source, data, needs = settings.source, settings.data, objective.needs
+    needs, there = objective.needs, (*RECORDED, "rollouts")
+    if needs.data not in there:
+        raise RequestError(
+            f"loss={objective.name} needs {needs.data}, which no source has; accepted: {', '.join(there)}"
+        )
     if not live:
-        if needs.data not in RECORDED:
+        if needs.data == "rollouts":
             raise RequestError(
                 f"source=recorded: loss={objective.name} learns from its own answers; take source=rollouts"
             )
         return check_view(needs.data, origin.kinds())
+    return _check_own_answers(settings, objective)
+
+
+def _check_own_answers(settings: Settings, objective: Objective) -> None:
+    source, data, needs = settings.source, settings.data, objective.needs
+    as_recorded = needs.data != "rollouts"  # what the loss takes them for
     if "lm" not in needs.heads:
         raise RequestError(f"source=rollouts: loss={objective.name} trains nothing that answers; take source=recorded")
-    least = 2 if needs.data in RECORDED else needs.answers
+    adapter = settings.model.adapter
+    if not as_recorded and adapter is not None and adapter.dropout:
+        raise RequestError(
+            f"model.adapter.dropout must be 0: loss={objective.name} holds the policy against the one that answered, "
+            f"which is asked without dropout; got {adapter.dropout:g}"
+        )
+    least = 2 if as_recorded else needs.answers
     if source.samples < least:
         raise RequestError(
             f"source.samples must be at least {least}: loss={objective.name} compares a prompt's answers"
@@ -89,9 +105,8 @@ def check_source(settings: Settings, origin: Origin, objective: Objective, live:
             f"source.kl_horizon must be above {together * source.samples / 5:g}, a fifth of a collection's answers, "
             f"or loss.beta could fall below 0; got {source.kl_horizon:g}"
         )
-    if source.kl_target is not None and (needs.data in RECORDED or not getattr(objective, "beta", 0)):
+    if source.kl_target is not None and (as_recorded or not getattr(objective, "beta", 0)):
         raise RequestError("source.kl_target: this loss has no KL coefficient loss.beta above 0 that could follow it")
-    return None
 
 
 def _refuse_gold(settings: Settings) -> None:

@@ -49,10 +49,8 @@ class Request:
 
 
 def speaks_live(settings: Settings, objective: Objective) -> bool:
-    from prefopt.data.views import RECORDED
-
     kind = settings.source.kind
-    return kind == "rollouts" or (kind == "auto" and objective.needs.data not in RECORDED)
+    return kind == "rollouts" or (kind == "auto" and objective.needs.data == "rollouts")
 
 
 def compose_request(overrides: list[str], config_name: str = "train") -> Request:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prefopt.records import Columns, Scores, demonstrated, units
 
+# Nothing makes rankings or steps yet: a request for a loss that needs them is refused.
 KINDS = ("demonstrations", "pairs", "labels", "rankings", "rollouts", "steps")
 HEADS = ("lm", "scalar", "value")
 

@@ -70,6 +70,11 @@ LOSSES = [
     ),
     mistake("loss=rloo source.samples=1", "source.samples must be at least 2: loss=rloo compares a prompt's answers"),
     mistake("loss=dpo source=rollouts source.samples=1", "source.samples must be at least 2: loss=dpo compares"),
+    mistake(
+        "loss=rloo model=tiny_lora model.adapter.dropout=0.1",
+        "model.adapter.dropout must be 0: loss=rloo holds the policy against the one that answered",
+        "got 0.1",
+    ),
     mistake("loss=ppo data.batch_tokens=99", "data.batch_tokens must be null with source=rollouts"),
     mistake("loss=ppo source.prompts=8", "source.prompts must be at least data.batch_size=64; got 8"),
     mistake("loss=dpo source=rollouts source.kl_target=3", "source.kl_target: this loss has no KL coefficient"),
