@@ -43,13 +43,13 @@ def kl(seen: Smoothed, at: float) -> str | None:
 
 
 def kl_for_nothing(seen: Smoothed, at: float) -> str | None:
-    """Since the reward was last as high the KL has risen by over `at` nats."""
+    """The KL is over `at` nats above the lowest at which the reward was as high before."""
     reward, distance = _said(seen), seen["sampled_kl"]
     before = np.flatnonzero(reward[:-1] >= reward[-1])
     if not len(before) or distance[-1] - distance[before].min() <= at:
         return None
-    then = distance[before].min()
-    return f"the KL rose from {then:.1f} to {distance[-1]:.1f} nats an answer, and the reward is no higher than it was"
+    rise = f"from {distance[before].min():.1f} to {distance[-1]:.1f} nats an answer"
+    return f"the KL rose {rise}, and the reward is no higher than it was then"
 
 
 def entropy(seen: Smoothed, at: float) -> str | None:
