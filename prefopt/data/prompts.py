@@ -10,7 +10,8 @@ from typing import Any
 
 from prefopt.data.containers import kind, numbered_lines, read_rows
 from prefopt.data.examples import Text
-from prefopt.data.shapes import examples_of, has_shape, messages_of, text_of
+from prefopt.data.shapes import examples_of, has_shape
+from prefopt.data.values import messages_of, text_of
 from prefopt.errors import RequestError, nearest
 from prefopt.files import at_home, check_can_be_named
 

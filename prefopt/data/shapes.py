@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from difflib import get_close_matches
 from itertools import chain
 from typing import Any, NamedTuple
 
 from prefopt.data.containers import Row, kind
-from prefopt.data.examples import Example, Message, Text
+from prefopt.data.examples import Example, Text
+from prefopt.data.values import answer_of, list_of, messages_of, number_of, text_of, truth_of
 from prefopt.errors import RequestError, nearest
 
 TURN = "\n\nAssistant:"  # of HH dialogues
 OPTIONAL = ("weight", "margin", "tie", "annotator", "slice")
 JUDGEMENTS = ("label", "kto_tag", "preference", "scores", "ranks")  # columns, of which each shape reads one at most
 ASKED = ("user", "assistant")
-ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names
 Fields = dict[str, Any]
 
 
@@ -137,8 +134,8 @@ def _optional(name: str, value: Any) -> Any:
     if name in ("slice", "annotator"):
         return text_of(name, str(value))
     if name == "tie":
-        return _truth(name, value)
-    return _number(name, value, 0.0)
+        return truth_of(name, value)
+    return number_of(name, value, 0.0)
 
 
 # ---------------------------------------------------------------- pairs
@@ -160,7 +157,7 @@ def _implicit_pair(row: Row) -> Fields:
         prompt: Text = messages_of(chosen)[:-1]
         if not prompt or prompt != messages_of(rejected)[:-1]:
             raise ValueError("chosen and rejected must be the same messages up to their last one, which answers them")
-        answers = [_answer("chosen", chosen[-1:]), _answer("rejected", rejected[-1:])]
+        answers = [answer_of("chosen", chosen[-1:]), answer_of("rejected", rejected[-1:])]
     else:
         prompt, *answers = _split_text(text_of("chosen", chosen), text_of("rejected", rejected))
     return {"prompt": prompt, "completions": tuple(answers), "scores": (1.0, 0.0)}
@@ -184,7 +181,7 @@ def _judged(row: Row, first: str, second: str, p: float) -> Fields:
 
 def _preference(row: Row) -> Fields:
     """AlpacaEval's: 1 = the first is better, 2 = the second, between = the judge's probability."""
-    value = _number("preference", row["preference"], 1.0, 2.0)
+    value = number_of("preference", row["preference"], 1.0, 2.0)
     return _judged(_with_instruction(row), "output_1", "output_2", 2.0 - value)
 
 
@@ -193,13 +190,13 @@ def _a_or_b(row: Row, first: str, second: str) -> Fields:
     value = row["label"]
     names = {"a": 1.0, "b": 0.0, "tie": 0.5, "true": 1.0, "false": 0.0}
     p = names.get(str(value).strip().lower())
-    return _judged(row, first, second, _number("label", value, 0.0, 1.0) if p is None else p)
+    return _judged(row, first, second, number_of("label", value, 0.0, 1.0) if p is None else p)
 
 
 def _ranking(row: Row, column: str) -> Fields:
     """Completions with a score (higher is better) or a rank (1 is best) each; the best comes first."""
-    completions = _list("completions", row["completions"])
-    numbers = [_number(column, value) for value in _list(column, row[column])]
+    completions = list_of("completions", row["completions"])
+    numbers = [number_of(column, value) for value in list_of(column, row[column])]
     if len(numbers) != len(completions) or len(numbers) < 2:
         raise ValueError(f"{len(completions)} completions and {len(numbers)} {column}; give as many, and at least two")
     scores = [-number for number in numbers] if column == "ranks" else numbers
@@ -214,7 +211,7 @@ def _ranking(row: Row, column: str) -> Fields:
 
 def _label(row: Row, answer: str = "completion", label: str = "label") -> Fields:
     """true, 1 or a probability above 1/2 is desirable; 1/2 says nothing."""
-    p = _truth(label, row[label], soft=True)
+    p = truth_of(label, row[label], soft=True)
     return {**_under_prompt(row, answer), "scores": (float(p > 0.5),), "target": max(p, 1 - p)}
 
 
@@ -235,8 +232,8 @@ def _conversation(row: Row, label: str | None = None) -> Fields:
     messages = messages_of(row["messages"])
     if len(messages) < 2:
         raise ValueError("column 'messages' must hold a question and its answer")
-    answer = _answer("messages", row["messages"])
-    p = _truth(label, row[label]) if label else True
+    answer = answer_of("messages", row["messages"])
+    p = truth_of(label, row[label]) if label else True
     return {"prompt": messages[:-1], "completions": (answer,), "scores": (float(p),)}
 
 
@@ -265,84 +262,7 @@ def _under_prompt(row: Row, *names: str) -> Fields:
         if prompt not in known or any(other != before[0] for other in before):
             raise ValueError(f"the messages in {'/'.join(names)} before the last must be those of the prompt")
         prompt = before[0]
-    return {"prompt": prompt, "completions": tuple(_answer(name, row[name]) for name in names)}
-
-
-def _answer(name: str, value: Any) -> str:
-    """Text, a message, or a list of messages that ends in the assistant's."""
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list):
-        last = messages_of(value)[-1]
-        if last["role"] != "assistant":
-            raise ValueError(f"column {name!r} must end in a message of the assistant, not of {last['role']!r}")
-        return last["content"]
-    return text_of(name, value)
-
-
-def messages_of(value: list[Any]) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("messages must be a list that holds at least one")
-    found = []
-    for message in value:
-        if isinstance(message, dict) and "from" in message and "value" in message:
-            who = message["from"]
-            message = {"role": ROLES.get(who, who) if isinstance(who, str) else who, "content": message["value"]}
-        if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
-            raise ValueError(f"a message must be {{'role': …, 'content': …}}, got {message!r:.80}")
-        found.append({"role": text_of("role", message["role"]), "content": text_of("content", message["content"])})
-    return tuple(found)
-
-
-# ---------------------------------------------------------------- values
-
-
-def text_of(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"column {name!r} must be text, got {kind(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        message = f"column {name!r} holds half a surrogate pair, which is no text; mend its \\u escapes"
-        raise ValueError(message) from None
-    return value
-
-
-def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in [low, high]; text that is one will do, as CSV knows no other."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if math.isfinite(number) and low <= number <= high:
-        return number
-    wanted = f"in {low:g} to {high:g}" if high < math.inf else f">= {low:g}" if low > -math.inf else ""
-    raise ValueError(f"column {name!r} must be a finite number {wanted}".rstrip() + f"; got {value!r:.80}")
-
-
-def _truth(name: str, value: Any, soft: bool = False) -> float:
-    names = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
-    found = names.get(str(value).strip().lower())
-    if found is not None:
-        return found
-    wanted = "true, false, 1, 0 or a probability between" if soft else "true, false, 1 or 0"
-    try:
-        number = float(value) if soft else math.nan
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise ValueError(f"column {name!r} must be {wanted}; got {value!r:.80}")
-    return number
-
-
-def _list(name: str, value: Any) -> list[Any]:
-    """A list, or the JSON of one, as in a CSV cell."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = json.loads(value)
-    if not isinstance(value, list):
-        raise ValueError(f"column {name!r} must be a list, got {kind(value)}")
-    return value
+    return {"prompt": prompt, "completions": tuple(answer_of(name, row[name]) for name in names)}
 
 
 # The first shape whose columns a row has is its shape, so what says more stands before what says less.
