@@ -13,7 +13,7 @@ from prefopt.errors import RequestError
 from prefopt.jobs.precision import settle
 from prefopt.models.files import is_classifier
 from prefopt.reports.compare.runs import read_runs
-from prefopt.run import RunFolder, finished_run
+from prefopt.run import KEYS, RunFolder, finished_run
 from prefopt.run.held import SECTIONS, held_config, held_summary
 from tests.reports.fake import write_run
 
@@ -69,6 +69,13 @@ def test_what_a_run_writes_is_read(tmp_path: Path):
 def test_a_summary_that_no_run_writes_is_refused(tmp_path: Path, changed: dict[str, Any], said: str):
     with pytest.raises(RequestError, match=f"run=x: its summary.json:? ?{said}" if "schema" not in said else said):
         summary(tmp_path, **changed)
+
+
+@pytest.mark.parametrize("key", KEYS[1:])
+def test_whatever_a_run_may_write_is_held_against_what_it_must_be(tmp_path: Path, key: str):
+    """No value may be a list of nothing known."""
+    with pytest.raises(RequestError, match=rf"run=x: its summary.json: {key} must be .*; got \[\[\]\]"):
+        summary(tmp_path, **{key: [[]]})
 
 
 def test_a_config_is_sections(tmp_path: Path):

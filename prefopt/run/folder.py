@@ -34,20 +34,13 @@ from prefopt.files import (
 )
 from prefopt.progress import say
 from prefopt.run.checkpoints import LAST, PREVIOUS, newest_sound
-from prefopt.run.held import SCHEMA, held_summary
+from prefopt.run.held import ENTRIES, SCHEMA, held_summary
 from prefopt.scrub import scrubbed
 
 ENDED = ("finished", "stopped")  # the states of a run that nothing is missing from
 PACKAGES = ("prefopt", "torch", "lightning", "transformers", "peft", "tokenizers", "hydra-core", "numpy")
 PLACES = ("run_dir", "cache_dir", "debug", "save_by")  # where a run lies and how long it may take, not what it is
-KEYS = (
-    *("schema", "status", "command", "loss", "seed", "config_hash", "comparable_hash", "data_hash", "tokens_hash"),
-    *("base_hash", "model_hash", "row_order_hash", "resumed_at", "steps", "examples", "tokens", "train_seconds"),
-    *("pairs_per_second", "tokens_per_second", "peak_memory_bytes", "parameters", "trainable", "val", "test"),
-    *("test_reference", "samples", "samples_reference", "reward_is_log_odds", "world", "audit", "versions"),
-    *("rollouts", "sampling_seconds", "health", "skipped_steps", "others_hash", "device", "precision", "git"),
-    "error",
-)
+KEYS = ("schema", *ENTRIES)  # of summary.json, in its order
 
 
 class RunFolder:

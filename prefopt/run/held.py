@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from prefopt.errors import RequestError
 from prefopt.files import check_schema, read_json
@@ -33,11 +33,10 @@ def held_summary(file: Path, named: str, way_out: str = "") -> dict[str, Any]:
     """What a run says of itself. A key may be null, as it is where it does not apply."""
     found = read_json(file, named, way_out)
     check_schema(found, SCHEMA, f"{named}: its summary.json", way_out)
-    for wanted, holds, keys in ENTRIES:
-        for key in keys:
-            if found.get(key) is not None and not holds(found[key]):
-                got = _shown(found[key])
-                raise RequestError(f"{named}: its summary.json: {key} must be {wanted}; got {got}{way_out}")
+    for key, entry in ENTRIES.items():
+        value = found.get(key)
+        if value is not None and not entry.holds(value):
+            raise RequestError(f"{named}: its summary.json: {key} must be {entry.wanted}; got {_shown(value)}{way_out}")
     if found.get("schema") is not None:
         found["resumed_at"] = found.get("resumed_at") or []
     return found
@@ -84,19 +83,54 @@ def _alarms(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict) and {*told} <= one.keys() for one in value)
 
 
-Entries = tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...]
-ENTRIES: Entries = (
-    ("text", _text, ("status", "command", "loss", "device", "precision", "git", "error")),
-    ("text", _text, ("config_hash", "comparable_hash", "data_hash", "tokens_hash", "base_hash")),
-    ("text", _text, ("model_hash", "row_order_hash")),
-    ("a whole number", _whole, ("seed", "steps", "examples", "tokens", "peak_memory_bytes", "parameters", "trainable")),
-    ("a whole number", _whole, ("skipped_steps",)),
-    ("a number", _number, ("train_seconds", "pairs_per_second", "tokens_per_second", "sampling_seconds")),
-    ("true or false", _truth, ("reward_is_log_odds",)),
-    ("an object", _object, ("audit", "versions")),
-    ("an object of numbers", _measures, ("val", "test", "test_reference", "samples", "samples_reference", "world")),
-    ("an object of numbers", _measures, ("rollouts",)),
-    ("an object of text", _texts, ("others_hash",)),
-    ("a list of steps", _steps, ("resumed_at",)),
-    ("a list of alarms", _alarms, ("health",)),
-)
+class Entry(NamedTuple):
+    """wanted: what a value must be, in words."""
+
+    wanted: str
+    holds: Callable[[Any], bool]
+
+
+TEXT, WHOLE, NUMBER = Entry("text", _text), Entry("a whole number", _whole), Entry("a number", _number)
+MEASURES = Entry("an object of numbers", _measures)
+# What a summary.json says beside its schema, in its order.
+ENTRIES = {
+    "status": TEXT,
+    "command": TEXT,
+    "loss": TEXT,
+    "seed": WHOLE,
+    "config_hash": TEXT,
+    "comparable_hash": TEXT,
+    "data_hash": TEXT,
+    "tokens_hash": TEXT,
+    "base_hash": TEXT,
+    "model_hash": TEXT,
+    "row_order_hash": TEXT,
+    "resumed_at": Entry("a list of steps", _steps),
+    "steps": WHOLE,
+    "examples": WHOLE,
+    "tokens": WHOLE,
+    "train_seconds": NUMBER,
+    "pairs_per_second": NUMBER,
+    "tokens_per_second": NUMBER,
+    "peak_memory_bytes": WHOLE,
+    "parameters": WHOLE,
+    "trainable": WHOLE,
+    "val": MEASURES,
+    "test": MEASURES,
+    "test_reference": MEASURES,
+    "samples": MEASURES,
+    "samples_reference": MEASURES,
+    "reward_is_log_odds": Entry("true or false", _truth),
+    "world": MEASURES,
+    "audit": Entry("an object", _object),
+    "versions": Entry("an object", _object),
+    "rollouts": MEASURES,
+    "sampling_seconds": NUMBER,
+    "health": Entry("a list of alarms", _alarms),
+    "skipped_steps": WHOLE,
+    "others_hash": Entry("an object of text", _texts),
+    "device": TEXT,
+    "precision": TEXT,
+    "git": TEXT,
+    "error": TEXT,
+}
