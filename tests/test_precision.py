@@ -12,7 +12,7 @@ import torch
 from prefopt.config import compose_request
 from prefopt.errors import RequestError
 from prefopt.jobs import precision
-from prefopt.jobs.precision import BOUNDS, GAIN, Mode, best, measured, settle
+from prefopt.jobs.precision import BOUNDS, GAIN, Mode, best, device_for, device_type, measured, settle
 from prefopt.settings import TrainerSettings
 from prefopt.settings.training import PRECISIONS
 from tests.models.saved import saved_model, trained
@@ -81,6 +81,17 @@ def test_a_name_is_left_alone():
 def test_several_devices_might_disagree():
     with pytest.raises(RequestError, match=r"trainer.precision=auto with several devices"):
         compose_request(["trainer.precision=auto", "strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu"])
+
+
+def test_where_a_command_works(monkeypatch):
+    """A run's accelerator has been held against the machine already."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [device_for(asked) for asked in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    assert device_type(trainer()) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [device_for(asked) for asked in ("auto", "cpu")] == ["cpu", "cpu"]
+    with pytest.raises(RequestError, match=r"^device=cuda: no GPU is seen here; take device=cpu$"):
+        device_for("cuda")
 
 
 @pytest.mark.parametrize("name", PRECISIONS)

@@ -16,6 +16,7 @@ from prefopt.data.world import World
 from prefopt.errors import RequestError
 from prefopt.jobs.assemble import build_renderer, plain_base
 from prefopt.jobs.loading import Opened, open_run, quieten
+from prefopt.jobs.precision import device_for
 from prefopt.models.build import with_settings
 from prefopt.models.policy import Policy
 from prefopt.progress import track
@@ -112,7 +113,7 @@ def _loader(opened: Opened, ends: tuple[int, ...]) -> Load:
     """The same tokens end an answer of every policy: else they would speak of different completions."""
 
     def load() -> Policy:
-        policy = opened.policy().to("cuda" if torch.cuda.is_available() else "cpu")
+        policy = opened.policy().to(device_for("auto"))
         policy.end_ids = ends
         return policy
 

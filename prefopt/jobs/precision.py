@@ -58,12 +58,15 @@ def settle(trainer: TrainerSettings, before: str | None) -> str:
 
 def device_type(trainer: TrainerSettings) -> str:
     """Where a run will train: cuda or cpu."""
-    return device_for(trainer.accelerator)
+    return device_for("cpu" if trainer.accelerator == "cpu" else "auto")
 
 
 def device_for(asked: str) -> str:
-    """cuda or cpu: anything but "cpu" takes a GPU where there is one."""
-    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+    """cuda or cpu, of a command's `device`: auto takes a GPU where there is one."""
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise RequestError("device=cuda: no GPU is seen here; take device=cpu")
+    return "cuda" if asked != "cpu" and there else "cpu"
 
 
 def local_device(trainer: TrainerSettings) -> str:

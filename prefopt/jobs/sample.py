@@ -16,6 +16,7 @@ from prefopt.data.render import Renderer
 from prefopt.errors import OK, RequestError
 from prefopt.files import write_lines
 from prefopt.jobs.loading import Opened, open_judge, open_model, open_run, quieten
+from prefopt.jobs.precision import device_for
 from prefopt.models.policy import Policy
 from prefopt.rewards.model import Judge, judged
 from prefopt.run import Finished
@@ -91,11 +92,7 @@ class Speaker:
 
 
 def open_speaker(asked: SampleSettings, run: Finished | None) -> Speaker:
-    device = asked.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RequestError("device=cuda: no GPU is seen here; take device=cpu")
+    device = device_for(asked.device)
     judge = open_judge(asked.reward.name, asked.model.trust_remote_code) if asked.reward.name else None
     opened = _opened(asked, run)
     if judge is not None:
