@@ -64,6 +64,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "callbacks/tensorboard": ("tests/test_tensorboard.py",),
     "config/own": ("tests/test_mistakes.py",),
     "config/guard": ("tests/test_mistakes.py",),
+    "config/checks": ("tests/test_mistakes.py",),
     "config/request": ("tests/test_foreign.py",),
     "jobs/loading": ("tests/test_foreign.py",),
     "jobs/subject": ("tests/test_foreign.py",),
@@ -1617,6 +1618,19 @@ MUTANTS = [
             "signal.getsignal(signal.SIGTERM)",
         ),
         ("an interruption is an exit", "not isinstance(end.__context__, KeyboardInterrupt)", "True"),
+    ),
+    *of(
+        "config/checks.py",
+        ("dropout beside the ratio", "if not as_recorded and adapter", "if False and adapter"),
+        ("dropout nowhere", "if not as_recorded and adapter", "if adapter"),
+        ("any kind of data", "if needs.data not in there:", "if False:"),
+    ),
+    *of("jobs/precision.py", ("a GPU that is not there", 'if asked == "cuda" and not there:', "if False:")),
+    *of("run/held.py", ("any value", "if value is not None and not entry.holds(value):", "if False:")),
+    *of(
+        "data/values.py",
+        ("out of range", "math.isfinite(number) and low <= number <= high", "math.isfinite(number)"),
+        ("whoever answers", 'if last["role"] != "assistant":', "if False:"),
     ),
 ]
 
