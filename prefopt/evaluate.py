@@ -13,7 +13,7 @@ import yaml
 from prefopt.config import command, config_dir, read_keys, trained_settings
 from prefopt.data.origins import open_origin
 from prefopt.errors import RequestError
-from prefopt.files import at_home, check_can_be_made
+from prefopt.files import at_home, check_can_be_made, is_empty
 from prefopt.models.files import check_local
 from prefopt.run import finished_run
 from prefopt.settings import AskedEvaluation, EvaluateSettings, EvaluationSettings
@@ -53,7 +53,7 @@ def out_folder(asked: EvaluateSettings) -> Path:
 
 def check_out(out: Path) -> None:
     check_can_be_made(out, "out")
-    if out.is_dir() and any(out.iterdir()):
+    if not is_empty(out):
         raise RequestError(f"out={out} holds files already; name a new or empty folder")
 
 

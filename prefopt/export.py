@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prefopt.config import command, read_keys
 from prefopt.errors import RequestError, nearest
-from prefopt.files import at_home, check_can_be_made, read_json
+from prefopt.files import at_home, check_can_be_made, check_can_be_replaced, is_empty, read_json
 from prefopt.run import Finished, finished_run
 from prefopt.settings import ExportSettings
 
@@ -39,7 +39,7 @@ def check_form(asked: ExportSettings, run: Finished) -> None:
 def check_out(out: Path, run: Finished) -> None:
     """A new or empty folder, or an earlier export of the same run, which is replaced."""
     check_can_be_made(out, "out")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_empty(out):
         return
     lineage = out / "lineage.json"
     if not lineage.is_file():
@@ -47,6 +47,7 @@ def check_out(out: Path, run: Finished) -> None:
     earlier = read_json(lineage, f"out={out}", "; name a new or empty folder")
     if earlier.get("model_hash") != run.summary["model_hash"]:
         raise RequestError(f"out={out} holds an export of {earlier.get('run')}; name a new or empty folder")
+    check_can_be_replaced(out, "out")
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from filelock import FileLock, Timeout
 from prefopt.errors import RequestError, first_line
 
 TEMPORARY = ".prefopt"  # how the hidden names end that `replacing` and `replacing_folder` give
+TELLING = ("summary.json", "lineage.json")  # the files by which a folder is known to be what it should
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and is gone when it does not."""
+    """A temporary file beside `path` that takes its place when the block ends well, and is gone when it does not. Its
+    content is on the disk before it has the name, so that a power cut leaves no empty file under it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
     os.close(handle)
@@ -28,9 +30,21 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until what a file holds, or which names a folder has, would outlast a power cut."""
+    with suppress(OSError) if path.is_dir() else nullcontext():  # not every file system can promise it of a folder
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def is_temporary(path: Path) -> bool:
@@ -43,6 +57,12 @@ def remove_temporaries(folder: Path, of: str = "") -> None:
     for entry in folder.iterdir() if folder.is_dir() else ():
         if is_temporary(entry) and entry.name.startswith(f".{of}." if of else "."):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def is_empty(folder: Path, besides: str = "") -> bool:
+    """Whether nothing lies in a folder, or it is not there. besides: the name of what does not count; what a kill has
+    left does not either."""
+    return not folder.is_dir() or all(entry.name == besides or is_temporary(entry) for entry in folder.iterdir())
 
 
 def _umask() -> int:
@@ -84,6 +104,18 @@ def check_can_be_made(folder: Path, key: str) -> None:
         raise RequestError(f"{key}={folder}: cannot be made: {getattr(error, 'strerror', None) or error}") from error
     if not may:
         raise RequestError(f"{key}={folder}: {there} cannot be written to; name another folder")
+
+
+def check_can_be_replaced(folder: Path, key: str) -> None:
+    """Refuse a folder with files whose place no other can take; see `replacing_folder`. Nothing is touched."""
+    place = folder.resolve()
+    if os.path.ismount(place) or Path.cwd().is_relative_to(place):
+        raise RequestError(
+            f"{key}={folder} cannot be replaced: it is a mount point, or this command was started in it; "
+            "name another folder"
+        )
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise RequestError(f"{key}={folder}: {place.parent} cannot be written to; name another folder")
 
 
 def read_json(file: Path, named: str, way_out: str = "") -> dict[str, Any]:
@@ -164,9 +196,20 @@ def locked(folder: Path, key: str, busy: str) -> FileLock:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends well, and is gone when it does not.
 
-    Folders above it that are missing are made only then, so that a failure leaves nothing at all.
+    Folders above it that are missing are made only then, so that a failure leaves nothing at all. One that is there and
+    empty stays: it may be a mount point, and what is above it closed to us.
     """
-    above = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    folder = folder.resolve()
+    with (_filling if folder.is_dir() and is_empty(folder) else _swapping)(folder) as temporary:
+        yield temporary
+        for path in temporary.rglob("*"):
+            _sync(path)
+
+
+@contextmanager
+def _swapping(folder: Path) -> Iterator[Path]:
+    """What `folder` holds goes at the moment at which the other is there."""
+    above = next(parent for parent in folder.parents if parent.is_dir())
     temporary, aside = (Path(tempfile.mkdtemp(TEMPORARY, f".{folder.name}.", above)) for _ in range(2))
     try:
         yield temporary
@@ -175,9 +218,24 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         if folder.is_dir():
             os.replace(folder, aside / "old")
         os.replace(temporary, folder)
+        _sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _filling(folder: Path) -> Iterator[Path]:
+    """What was made is moved up into an empty folder, what tells that it is whole at the end."""
+    remove_temporaries(folder)
+    temporary = Path(tempfile.mkdtemp(TEMPORARY, ".", folder))
+    try:
+        yield temporary
+        for entry in sorted(temporary.iterdir(), key=lambda entry: entry.name in TELLING):
+            os.replace(entry, folder / entry.name)
+        _sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -133,6 +133,10 @@ def test_an_earlier_export_of_the_run_is_replaced_and_nothing_else(runs, tmp_pat
     assert load_file(out / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
     assert call(monkeypatch, f"run={runs['full']}", f"out={out}") == WRONG
     assert "holds an export of" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.chdir(out)
+        assert call(patch, f"run={run}", "out=.") == WRONG
+    assert "out=. cannot be replaced" in capsys.readouterr().err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("precious")
     assert call(monkeypatch, f"run={run}", f"out={tmp_path / 'mine'}") == WRONG

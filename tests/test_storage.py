@@ -7,7 +7,11 @@ import json
 import os
 import random
 import shutil
+import stat
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +21,22 @@ from prefopt.callbacks import steps
 from prefopt.callbacks.steps import rows_until
 from prefopt.callbacks.storage import Storage
 from prefopt.errors import RequestError
-from prefopt.files import append_lines, cached_folder, keep_lines_until, replacing, replacing_folder, stepped_lines
+from prefopt.evaluate import check_out
+from prefopt.files import (
+    append_lines,
+    cached_folder,
+    check_can_be_replaced,
+    keep_lines_until,
+    replacing,
+    replacing_folder,
+    stepped_lines,
+    write_json,
+)
 from prefopt.module import _restore_rng, _rng_state
 from prefopt.objectives import create
 from prefopt.run import RunFolder, check_run_folder
 from prefopt.run.checkpoints import LAST, PREVIOUS, UNREADABLE, newest_sound, sound
+from prefopt.run.folder import _made
 from tests.test_selfcheck import steps_of
 from tests.toy import train_toy
 
@@ -166,6 +181,169 @@ def test_what_a_kill_leaves_in_the_cache_goes_when_it_is_made_again(tmp_path):
     cached_folder(tmp_path / "tokens-1", lambda folder: (folder / "rows").write_text("1"))
     found = {path.name for path in tmp_path.iterdir() if path.name != "tokens-1.lock"}
     assert found == {"tokens-1", *of_another}
+
+
+@pytest.mark.parametrize("named", ["as it is", "by a link", "from inside"])
+def test_an_empty_folder_stays_and_is_filled(named, tmp_path, monkeypatch):
+    """It may be a mount point, or lie where nothing else can be made."""
+    out = tmp_path / "out"
+    out.mkdir()
+    killed_in(replacing_folder, out / "earlier")
+    check_out(out)  # what a kill left there does not count, and goes
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.chdir(out)
+    folder = {"as it is": out, "by a link": tmp_path / "link", "from inside": Path(".")}[named]
+    place, beside = out.stat().st_ino, sorted(os.listdir(tmp_path))
+    with replacing_folder(folder) as temporary:
+        assert sorted(os.listdir(tmp_path)) == beside
+        assert os.listdir(out) == [temporary.name]
+        (temporary / "summary.json").write_text("{}")
+        (temporary / "model").mkdir()
+        (temporary / "model/weights").write_text("1")
+    assert sorted(os.listdir(out)) == ["model", "summary.json"]
+    assert (out / "model/weights").read_text() == "1"
+    assert out.stat().st_ino == place
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_what_tells_that_a_folder_is_whole_comes_last_and_a_failure_leaves_it_empty(tmp_path, monkeypatch):
+    out, moved = tmp_path / "out", []
+    out.mkdir()
+    monkeypatch.setattr("os.replace", lambda old, new, move=os.replace: moved.append(Path(new).name) or move(old, new))
+
+    def fails():
+        with replacing_folder(out) as temporary:
+            (temporary / "summary.json").write_text("{}")
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        fails()
+    assert (os.listdir(out), moved) == ([], [])
+    with replacing_folder(out) as temporary:
+        for name in ("summary.json", "test.jsonl", "a", "z"):
+            (temporary / name).write_text("{}")
+    assert sorted(moved[:-1]) == ["a", "test.jsonl", "z"]
+    assert moved[-1] == "summary.json"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_that_holds_something_is_swapped_at_once(linked, tmp_path, monkeypatch):
+    out, moved = tmp_path / "out", []
+    out.mkdir()
+    (out / "old").touch()
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.setattr("os.replace", lambda old, new, move=os.replace: moved.append(Path(new).name) or move(old, new))
+    with replacing_folder(tmp_path / "link" if linked else out) as temporary:
+        for name in ("new", "newer"):
+            (temporary / name).touch()
+        assert os.listdir(out) == ["old"]
+    assert sorted(os.listdir(out)) == ["new", "newer"]
+    assert moved == ["old", "out"]
+    assert sorted(os.listdir(tmp_path)) == ["link", "out"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_that_cannot_be_swapped_is_refused(tmp_path, monkeypatch):
+    """Before any work: a mount point, one that a shell stands in, one in a folder that is closed to us."""
+    (tmp_path / "out/deep").mkdir(parents=True)
+    check_can_be_replaced(tmp_path / "out", "out")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "out/deep")
+        for named in (".", "..", tmp_path / "out"):
+            with pytest.raises(RequestError, match="cannot be replaced: it is a mount point, or this command"):
+                check_can_be_replaced(Path(named), "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.path.ismount", lambda path: str(path).endswith("out"))
+        with pytest.raises(RequestError, match=r"out=.* cannot be replaced"):
+            check_can_be_replaced(tmp_path / "out", "out")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path.resolve())
+    with pytest.raises(RequestError, match=f"{tmp_path.name} cannot be written to; name another folder"):
+        check_can_be_replaced(tmp_path / "out", "out")
+
+
+def test_content_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
+    """Whatever a power cut leaves under a name is whole: a file, both checkpoints, a folder."""
+    synced: dict[int, int] = {}  # bytes by inode
+    moved: list[str] = []
+
+    def sync(handle, really=os.fsync):
+        synced[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+        really(handle)
+
+    def move(old, new, really=os.replace):
+        hidden = [path for path in tmp_path.glob(".*.prefopt") if path.is_file()]
+        for path in (Path(old), *hidden, *Path(old).rglob("*")):
+            if path.is_file():
+                found = path.stat()
+                assert synced.get(found.st_ino) == found.st_size, (path, new)
+        moved.append(Path(new).name)
+        synced.pop(Path(new).parent.stat().st_ino, None)
+        really(old, new)
+
+    monkeypatch.setattr("os.fsync", sync)
+    monkeypatch.setattr("os.replace", move)
+    write_json(tmp_path / "summary.json", {"seed": 0})
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    assert tmp_path.stat().st_ino in synced, "the names are on the disk, too"
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "empty"):
+        with replacing_folder(folder) as temporary:
+            (temporary / "model").mkdir()
+            (temporary / "model/weights").write_bytes(b"weights")
+            (temporary / "summary.json").write_text("{}")
+    assert moved == ["summary.json", LAST, PREVIOUS, LAST, "new", "model", "summary.json"]
+    assert {tmp_path.stat().st_ino, (tmp_path / "empty").stat().st_ino} <= set(synced)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_the_system_cannot_promise(what, tmp_path, monkeypatch):
+    """A file whose content may be lost is not written; a folder's names are a matter of the file system."""
+
+    def sync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == (what == "folder"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr("os.fsync", sync)
+    with pytest.raises(OSError, match="Invalid") if what == "file" else nullcontext():
+        write_json(tmp_path / "summary.json", {})
+    assert os.listdir(tmp_path) == ([] if what == "file" else ["summary.json"])
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    """Jobs of one loss that a launcher starts at once, each named by the clock; one that is refused leaves none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFOPT_RUN_DIR", "")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr("prefopt.run.folder.time.strftime", lambda *_: "2026-01-01_00-00-00")
+    seeds = [{**PLAIN, "seed": seed} for seed in range(3)]
+    first, second, beside = (RunFolder(None, plain, plain["seed"] < 2) for plain in seeds)
+    with first, second, beside:
+        assert first.path == tmp_path / "runs/2026-01-01_00-00-00-x"
+        assert os.environ["PREFOPT_RUN_DIR"] == str(second.path) != str(first.path)
+        assert [json.loads((run.path / "config.json").read_text())["seed"] for run in (first, second)] == [0, 1]
+        assert len(os.listdir("runs")) == 2, "another rank makes none"
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert RunFolder(None, seeds[1], main_process=False).path == second.path
+        assert second.discard()
+        assert os.listdir("runs") == [first.path.name]
+        assert first.discard()
+        assert os.listdir() == []
+
+
+def test_of_those_who_want_a_name_at_once_one_has_it(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(_made, [tmp_path / "runs/dpo"] * 40))
+    assert len(set(found)) == len(os.listdir(tmp_path / "runs")) == 40
+    assert tmp_path / "runs/dpo" in found
+
+
+def test_a_place_that_takes_no_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    Path("runs").write_text("a file")
+    with pytest.raises(RequestError, match=r"run_dir=.*cannot be written: Not a directory"):
+        RunFolder(None, PLAIN).__enter__()
 
 
 def test_another_rank_leaves_its_reason(tmp_path):

@@ -23,6 +23,8 @@ class Storage(TorchCheckpointIO):
             try:
                 with temporary.open("wb") as file:
                     torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())  # before the one that is there loses its name
             except RuntimeError as error:  # torch's words for a full disk are about its archive
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from error

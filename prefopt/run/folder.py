@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +24,7 @@ from prefopt.errors import RequestError
 from prefopt.files import (
     at_home,
     check_can_be_made,
-    is_temporary,
+    is_empty,
     locked,
     read_json,
     remove_temporaries,
@@ -50,8 +49,10 @@ class RunFolder:
 
     def __init__(self, path: str | None, plain: dict[str, Any], main_process: bool = True) -> None:
         self.config = without_places(plain)
-        self.path = Path(path).expanduser() if path else _new_folder(plain)
+        named = path or _told_folder()
+        self.path = Path(named).expanduser() if named else _new_folder(plain)
         self.main_process = main_process
+        self._unnamed = not named
         self._lock: FileLock | None = None
         self.summary: dict[str, Any] = dict.fromkeys(KEYS)
         self._begun_here = False
@@ -61,8 +62,10 @@ class RunFolder:
         if not self.main_process:
             self._hear()
             return self
-        _check_held(self.path, self.config)
         self._new_parents = [folder for folder in self.path.absolute().parents if not folder.exists()]
+        if self._unnamed:
+            self.path = _made(self.path)
+        _check_held(self.path, self.config)
         self._lock = locked(self.path, "run_dir", "is training in it")
         try:
             self._open()
@@ -192,7 +195,7 @@ def _check_held(path: Path, config: dict[str, Any]) -> None:
         different = _difference(scrubbed(_held_json(path, "config.json")), config)
         if different:
             raise RequestError(f"run_dir={path} holds another run: {different}\nname a new run_dir, or none")
-    elif any(entry.name != ".lock" and not is_temporary(entry) for entry in path.iterdir()):
+    elif not is_empty(path, besides=".lock"):
         raise RequestError(f"run_dir={path} holds other files and no run; name a new or empty folder")
 
 
@@ -259,21 +262,30 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def _told_folder() -> str | None:
+    """To the processes that a distributed run starts: their own clock would name another."""
+    return os.environ.get("PREFOPT_RUN_DIR") if "LOCAL_RANK" in os.environ else None
+
+
 def _new_folder(plain: dict[str, Any]) -> Path:
-    """runs/<time>-<loss>, in the current folder. The processes that a distributed run starts find it in their
-    environment: their own clock would name another."""
-    if "LOCAL_RANK" in os.environ and "PREFOPT_RUN_DIR" in os.environ:
-        return Path(os.environ["PREFOPT_RUN_DIR"])
+    """runs/<time>-<loss>, in the current folder."""
     loss = re.sub(r"\W+", "", str(plain.get("loss", {}).get("_target_", "run")).rpartition(".")[2]).lower()
-    stem = Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{loss}"
-    folder = next(p for p in _numbered(stem) if not p.exists()).absolute()
-    os.environ["PREFOPT_RUN_DIR"] = str(folder)
-    return folder
+    return (Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{loss}").absolute()
 
 
-def _numbered(stem: Path) -> Iterable[Path]:
-    yield stem
-    yield from (stem.with_name(f"{stem.name}-{os.getpid()}-{n}") for n in range(1000))
+def _made(folder: Path) -> Path:
+    """It, or another of its names: of runs of one loss that begin in the same second each makes a folder of its own."""
+    name, number = folder, 0
+    while True:
+        try:
+            name.mkdir(parents=True)
+        except FileExistsError:
+            name, number = folder.with_name(f"{folder.name}-{os.getpid()}-{number}"), number + 1
+        except OSError as error:
+            raise RequestError(f"run_dir={name}: cannot be written: {error.strerror or error}") from error
+        else:
+            os.environ["PREFOPT_RUN_DIR"] = str(name)
+            return name
 
 
 def _difference(held: Any, asked: Any, key: str = "") -> str:
