@@ -17,8 +17,11 @@ import pytest
 from prefopt.config.staged import by_stage, gathered
 from prefopt.data.examples import Encoded, Example
 from prefopt.errors import FAILED, INTERRUPTED, OK, WRONG, RequestError
+from prefopt.files import replacing
 from prefopt.jobs.fresh import Judge
 from prefopt.models.base import Base
+from prefopt.pipeline import runner
+from prefopt.pipeline.ledger import Ledger, check_folder
 from prefopt.pipeline.steps import Step, in_words, steps_of
 from prefopt.rewards import Answer
 from prefopt.rewards.gold import Gold
@@ -26,7 +29,8 @@ from prefopt.settings.pipelines import PipelineSettings, StageSettings
 from prefopt.sweep.processes import quoted
 from prefopt.train import main
 from tests.conftest import SMALL
-from tests.test_sweep import alive
+from tests.test_storage import killed_in
+from tests.test_sweep import SAVING, alive, full_disk
 
 FEW = ["trainer.max_steps=2", "trainer.accelerator=cpu", "source.samples=2"]
 
@@ -154,6 +158,27 @@ def stage(name: str, start: str | None = None, *words: str, fresh: bool = False)
 
 
 THREE = [stage("sft"), stage("rm", "sft", "x=1", fresh=True), stage("rl", "sft", "reward.name={rm}", "y={rm}/model")]
+
+
+def test_a_step_saves_where_the_pipeline_fails(tmp_path, monkeypatch):
+    """Its disk is full, and it ends; the step would be killed with it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "hear", lambda: None)
+    monkeypatch.setattr(runner, "python_command", lambda *_: [sys.executable, "-c", SAVING])
+    monkeypatch.setattr(Ledger, "write", full_disk)
+    step = Step(stage("sft"), tmp_path / "1-sft", 1, {})
+    with pytest.raises(OSError, match="No space left"):
+        runner.run([runner.Work(step, [])], Ledger(tmp_path, "rlhf", [step]))
+    assert Path("saved").exists()
+
+
+def test_what_a_kill_left_is_no_other_file(tmp_path):
+    """While pipeline.json was written for the first time: the same command goes on."""
+    killed_in(replacing, tmp_path / "pipeline.json")
+    assert len(list(tmp_path.glob(".pipeline.json.*"))) == 1
+    check_folder(tmp_path, "rlhf")
+    with Ledger(tmp_path, "rlhf", []):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", "pipeline.json"}
 
 
 def test_steps_of_two_rounds():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,12 +19,14 @@ from prefopt.config import compose_request
 from prefopt.config.explain import points
 from prefopt.config.sweeps import _summary
 from prefopt.errors import FAILED, OK, WRONG, RequestError
+from prefopt.files import replacing
 from prefopt.jobs.train import train
 from prefopt.sweep.ledger import Job, Ledger
 from prefopt.sweep.processes import Sweep, hear, interrupt, quoted
 from prefopt.train import main
 from tests.models.saved import pairs_file, saved_model
 from tests.test_resume import read
+from tests.test_storage import killed_in
 
 
 @pytest.fixture
@@ -309,6 +312,46 @@ def test_jobs_save_as_long_as_it_takes_until_a_second_signal():
     finally:
         signal.signal(signal.SIGALRM, before)
     assert (first.returncode, second.returncode) == (-signal.SIGKILL, -signal.SIGKILL)
+
+
+SAVING = """
+import pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path("saved").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, save)
+pathlib.Path("trains").touch()
+time.sleep(60)
+"""
+
+
+def full_disk(*_: object) -> None:
+    """What a ledger's `write` meets once its job trains."""
+    deadline = time.monotonic() + 30
+    while not Path("trains").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_jobs_save_where_the_sweep_fails(tmp_path, monkeypatch):
+    """Its disk is full, and it ends; they would be killed with it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prefopt.sweep.processes.hear", lambda: None)
+    monkeypatch.setattr("prefopt.sweep.processes.python_command", lambda *_: [sys.executable, "-c", SAVING])
+    monkeypatch.setattr(Ledger, "write", full_disk)
+    job = Job("0" * 12, "dpo-000000", [])
+    with pytest.raises(OSError, match="No space left"):
+        Sweep(Ledger(tmp_path), [], 1, []).run([job])
+    assert Path("saved").exists()
+    assert job.status == "interrupted"
+
+
+def test_what_a_kill_left_in_a_sweeps_folder_is_removed(tmp_path):
+    for file in (tmp_path / "sweep.json", tmp_path / "logs/dpo-000000.log"):
+        killed_in(replacing, file)
+    assert len(list(tmp_path.rglob(".*.prefopt"))) == 2
+    with Ledger(tmp_path):
+        assert not list(tmp_path.rglob(".*.prefopt"))
 
 
 @pytest.mark.parametrize("slurm", [True, False])

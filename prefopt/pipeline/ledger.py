@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RequestError
-from prefopt.files import check_can_be_made, check_schema, locked, read_json, write_json
+from prefopt.files import (
+    check_can_be_made,
+    check_schema,
+    is_empty,
+    locked,
+    read_json,
+    remove_temporaries,
+    write_json,
+)
 from prefopt.pipeline.steps import Step
 
 SCHEMA = 1
@@ -38,6 +46,7 @@ class Ledger:
         except BaseException:
             self._lock.release()
             raise
+        remove_temporaries(self.folder)
         self.write()
         return self
 
@@ -77,7 +86,7 @@ def check_folder(folder: Path, name: str) -> None:
     if held and held.get("pipeline") != name:
         other = held.get("pipeline")
         raise RequestError(f"pipeline_dir={folder} holds another pipeline: {other}; name a new pipeline_dir")
-    if not held and folder.is_dir() and any(entry.name != ".lock" for entry in folder.iterdir()):
+    if not held and not is_empty(folder, besides=".lock"):
         raise RequestError(f"pipeline_dir={folder} holds other files and no pipeline; name a new or empty folder")
 
 

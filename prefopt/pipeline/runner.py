@@ -56,7 +56,7 @@ def _ended(work: Work, ledger: Ledger) -> int:
         found = process.wait()
         code = found if found >= OK else FAILED  # by a signal
         status = {OK: step.status() or "failed", INTERRUPTED: "interrupted"}.get(code, "failed")
-    except KeyboardInterrupt:
+    except BaseException:  # asked to end, or no room for the ledger: nobody would be left to end it
         interrupt([process])
         raise
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import RequestError
-from prefopt.files import check_schema, locked, read_json, write_json
+from prefopt.files import check_schema, locked, read_json, remove_temporaries, write_json
 from prefopt.run import ENDED, config_hash, without_places
 from prefopt.scrub import scrubbed
 
@@ -68,6 +68,8 @@ class Ledger:
         except BaseException:
             self._lock.release()
             raise
+        for folder in (self.folder, self.folder / "logs"):
+            remove_temporaries(folder)
         return self
 
     def _recall(self) -> None:

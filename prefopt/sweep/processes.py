@@ -71,6 +71,10 @@ class Sweep:
             self._stop()
             say(f"interrupted; the same command with sweep_dir={self.ledger.folder} goes on")
             return EXIT_INTERRUPTED
+        except BaseException:  # a disk without room for the ledger; nobody would be left to end the jobs
+            with suppress(OSError):
+                self._stop()
+            raise
         finally:
             meter.close()
         failed = [job for job in jobs if job.status != FINISHED]
