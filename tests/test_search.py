@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from optuna.storages.journal import JournalFileBackend
 
-from prefopt.config.search import Wanted, search
+from prefopt.config.search import Range, Wanted, search
 from prefopt.errors import RequestError
 
 BETA = "loss.beta=tag(log,interval(0.01,1))"
@@ -152,10 +154,80 @@ def test_a_sweep_that_cannot_begin_fails_no_trial(tmp_path):
     assert len(again.made) == 3
 
 
-def test_whole_numbers_and_the_least(tmp_path):
+def test_whole_numbers_and_the_least(tmp_path, capsys):
     runs = Runs(tmp_path, lambda job: {"status": "finished", "loss": float(job["model.lora.rank"])})
     ask(runs, "model.lora.rank=int(interval(1,4))", metric="loss", direction="minimize")
-    assert {job["model.lora.rank"] for job in runs.made} <= {"1", "2", "3", "4"}
+    tried = {job["model.lora.rank"] for job in runs.made}
+    assert tried <= {"1", "2", "3", "4"}
+    assert len(tried) > 1
+    assert f"best: loss {min(tried)} at model.lora.rank={min(tried)}, the best of 6 trials" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unproposed", ["loss.beta", "optimizer.lr"])
+def test_a_trial_that_was_killed_before_it_was_proposed_is_not_run(unproposed, tmp_path, monkeypatch, capsys):
+    """It says nothing, or not all of it: its run would be one of the defaults. Nor does it count."""
+    propose = Range.propose
+
+    def killed(self, trial):
+        if self.key == unproposed:
+            raise KeyboardInterrupt
+        propose(self, trial)
+
+    runs, asked = Runs(tmp_path, peak), (BETA, "optimizer.lr=interval(0.1,0.2)")
+    with monkeypatch.context() as patch:
+        patch.setattr(Range, "propose", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ask(runs, *asked, trials=3)
+    ask(runs, *asked, trials=3)
+    assert [set(job) for job in runs.made] == [{"loss.beta", "optimizer.lr"}] * 3
+    said = capsys.readouterr().err
+    assert "trial 0 does not say what is searched: another takes its place" in said
+    assert "the best of 3 trials" in said
+
+
+def test_the_journal_asks_for_nothing_but_what_is_searched(tmp_path):
+    """It is a file, perhaps another person's: its trials neither run code nor leave the interval."""
+    runs = Runs(tmp_path, peak)
+    ask(runs, BETA, trials=2)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
+    (name,) = optuna.study.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    log = optuna.distributions.FloatDistribution(0.01, 1, log=True)
+    code = optuna.distributions.CategoricalDistribution([True])
+    study.ask().suggest_float("loss.beta", 5, 6, log=True)
+    for state in (optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.WAITING):
+        held = {"loss.beta": 0.3, "model.trust_remote_code": True}
+        more = {"loss.beta": log, "model.trust_remote_code": code}
+        study.add_trial(optuna.trial.create_trial(state=state, params=held, distributions=more))
+    ask(runs, BETA, trials=4)
+    assert len(runs.made) == 4
+    assert all(set(job) == {"loss.beta"} and 0.01 <= float(job["loss.beta"]) <= 1 for job in runs.made)
+
+
+def test_a_run_that_has_no_such_number_counts_as_failed(tmp_path, capsys):
+    """As one that came to none, whose null is in the summary; the search goes on."""
+    numbers = iter([None, math.inf, 0.5])
+    runs = Runs(tmp_path, lambda job: {"status": "finished", "samples": {"kl": next(numbers)}})
+    ask(runs, BETA, metric="samples.kl", direction="minimize", trials=3)
+    said = capsys.readouterr().err
+    assert "trial 1 counts as failed: its samples.kl is no number" in said
+    assert "best: samples.kl 0.5 at" in said
+    ask(runs, BETA, metric="samples.kl", direction="minimize", trials=3)
+    assert len(runs.made) == 3
+
+
+def test_a_method_that_never_has_the_number_is_refused_at_the_end(tmp_path, capsys):
+    """A reward model says nothing and has no KL; what the others found is said."""
+    says = {"dpo": {"kl": 1.0}, "bradley_terry": None}
+    runs = Runs(tmp_path, lambda job: {"status": "finished", "samples": says[job["loss"]]}, parallel=2)
+    asked = ("loss=dpo,bradley_terry", BETA)
+    with pytest.raises(RequestError, match=r"metric=samples\.kl: no run of loss=bradley_terry has such a number"):
+        ask(runs, *asked, metric="samples.kl", trials=2)
+    assert len(runs.made) == 4
+    assert "loss=dpo: samples.kl 1 at" in capsys.readouterr().err
+    ask(runs, *asked, metric="samples.kl", trials=2)
+    assert len(runs.made) == 4, "none of them waits"
+    assert "loss=bradley_terry: none of 2 trials has an answer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,23 +83,58 @@ class Range:
         else:
             trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
+    def holds(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        rounded = any(math.isclose(value, end) for end in (self.low, self.high))  # e^(log x) is not always x
+        return self.low <= value <= self.high or rounded
+
 
 @dataclass
 class Search:
-    """One study: the runs that differ in nothing but what is searched."""
+    """One study: the runs that differ in nothing but what is searched.
+
+    begun: numbers of trials that have no answer yet, from a sweep that was stopped. unmeasured: how many trials ended
+    well in this one and had no number.
+    """
 
     study: optuna.Study
     overrides: list[str]
-    begun: list[int]  # numbers of trials that have no answer yet, from a sweep that was stopped
+    ranges: Sequence[Range]
+    begun: list[int] = field(default_factory=list)
+    unmeasured: int = 0
 
-    def next(self, ranges: Sequence[Range]) -> int:
+    @property
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """Those that say what is searched and nothing else. Others were killed before it was proposed, or are not of
+        this search: what the file holds becomes the words of a command."""
+        keys = {interval.key for interval in self.ranges}
+        return [
+            trial
+            for trial in self.study.trials
+            if trial.params.keys() == keys and all(one.holds(trial.params[one.key]) for one in self.ranges)
+        ]
+
+    def next(self) -> int:
         """The number of a trial to run."""
-        if self.begun:
-            return self.begun.pop(0)
-        trial = self.study.ask()
-        for interval in ranges:
-            interval.propose(trial)
-        return trial.number
+        while not self.begun:
+            trial = self.study.ask()
+            for interval in self.ranges:
+                interval.propose(trial)
+            self.begin(trial.number)
+        return self.begun.pop(0)
+
+    def begin(self, number: int) -> None:
+        if number in [trial.number for trial in self.trials]:
+            self.begun.append(number)
+        else:
+            say(f"trial {number} does not say what is searched: another takes its place")
+            self.fail(number)
+
+    def fail(self, number: int) -> None:
+        from optuna.trial import TrialState
+
+        self.study.tell(number, state=TrialState.FAIL)
 
     def job(self, number: int) -> list[str]:
         found = self.study.trials[number].params
@@ -124,15 +159,26 @@ def search(overrides: Sequence[Override], wanted: Wanted, launcher: Launcher) ->
         ends = [f"{interval.key}={getattr(interval, end)!r}" for interval in ranges]
         launcher.check([[*point, *ends] for point in points])
     intervals = [str(o.input_line) for o in overrides if o.is_interval_sweep()]
-    searches = [_begin(point, intervals, wanted, Path(launcher.folder).expanduser()) for point in points]
-    while batch := list(_batch(searches, ranges, wanted.trials, launcher.parallel)):
+    searches = [_begin(point, ranges, intervals, wanted, Path(launcher.folder).expanduser()) for point in points]
+    while batch := list(_batch(searches, wanted.trials, launcher.parallel)):
         summaries = _launched(batch, launcher)
         for (of, number), summary in zip(batch, summaries, strict=True):
             _tell(of, number, summary, wanted.metric)
         if any(summary.get("status") not in (*ENDED, "failed") for summary in summaries):
             return  # interrupted: what has begun is the next sweep's to end
     for of in searches:
-        _say_best(of, wanted, [o for o in of.overrides if any(o not in other.overrides for other in searches)])
+        _say_best(of, wanted, _own(of, searches))
+    for of in searches:
+        if of.unmeasured and not any(trial.value is not None for trial in of.trials):
+            raise RequestError(
+                f"hydra.sweeper.metric={wanted.metric}: no run of {_own(of, searches) or 'this search'} has such a "
+                "number; its summary.json says which it has"
+            )
+
+
+def _own(of: Search, searches: Sequence[Search]) -> str:
+    """What sets it apart from the others."""
+    return " ".join(o for o in of.overrides if any(o not in other.overrides for other in searches))
 
 
 def _launched(batch: Sequence[tuple[Search, int]], launcher: Launcher) -> list[dict[str, Any]]:
@@ -157,7 +203,9 @@ def _readable(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _begin(point: Sequence[str], intervals: Sequence[str], wanted: Wanted, folder: Path) -> Search:
+def _begin(
+    point: Sequence[str], ranges: Sequence[Range], intervals: Sequence[str], wanted: Wanted, folder: Path
+) -> Search:
     try:
         import optuna
     except ModuleNotFoundError:
@@ -177,33 +225,43 @@ def _begin(point: Sequence[str], intervals: Sequence[str], wanted: Wanted, folde
     # A search that goes on must not propose again what it began with.
     seed, drawn = wanted.seed + len(study.trials), max(2, wanted.trials // 3)
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=drawn)
-    begun = [trial.number for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
-    return Search(study, list(point), begun)
+    found = Search(study, list(point), ranges)
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        found.begin(trial.number)
+    return found
 
 
-def _batch(searches: Sequence[Search], ranges: Sequence[Range], trials: int, size: int) -> Iterator[tuple[Search, int]]:
+def _batch(searches: Sequence[Search], trials: int, size: int) -> Iterator[tuple[Search, int]]:
     """Trials to run at once, of as many studies as there are: a study proposes better when it has its answers."""
     for _ in range(size):
-        left = [of for of in searches if of.begun or len(of.study.trials) < trials]
+        left = [of for of in searches if of.begun or len(of.trials) < trials]
         if not left:
             return
-        of = min(left, key=lambda one: len(one.study.trials) - len(one.begun))
-        yield of, of.next(ranges)
+        of = min(left, key=lambda one: len(one.trials) - len(one.begun))
+        yield of, of.next()
 
 
 def _tell(of: Search, number: int, summary: dict[str, Any], metric: str) -> None:
-    import optuna
-
     status = summary.get("status")
     if status in ENDED:
-        of.study.tell(number, _measure(summary, metric))
+        value = _measure(summary, metric)
+        if value is not None:
+            of.study.tell(number, value)
+            return
+        say(f"trial {number} counts as failed: its {metric} is no number")
+        of.unmeasured += 1
+        of.fail(number)
     elif status == "failed":
-        of.study.tell(number, state=optuna.trial.TrialState.FAIL)
+        of.fail(number)
 
 
-def _measure(summary: dict[str, Any], metric: str) -> float:
+def _measure(summary: dict[str, Any], metric: str) -> float | None:
+    """None where it is null, as the KL of a method that says nothing is, or not finite. RequestError where it is no
+    number's place."""
     found: Any = summary
     for part in metric.split("."):
+        if found is None:
+            return None
         known = sorted(found) if isinstance(found, dict) else []
         if part not in known:
             raise RequestError(
@@ -211,16 +269,18 @@ def _measure(summary: dict[str, Any], metric: str) -> float:
                 f"accepted there: {', '.join(known) or 'nothing'}"
             )
         found = found[part]
+    if found is None:
+        return None
     if isinstance(found, bool) or not isinstance(found, (int, float)):
         raise RequestError(f"hydra.sweeper.metric={metric}: this run's is {found!r:.40}, not a number")
-    return float(found)
+    return float(found) if math.isfinite(found) else None
 
 
-def _say_best(of: Search, wanted: Wanted, own: Sequence[str]) -> None:
-    answered = [trial for trial in of.study.trials if trial.value is not None]
-    name = " ".join(own) or "best"
+def _say_best(of: Search, wanted: Wanted, own: str) -> None:
+    answered = [trial for trial in of.trials if trial.value is not None]
+    name = own or "best"
     if not answered:
-        say(f"{name}: none of {len(of.study.trials)} trials finished")
+        say(f"{name}: none of {len(of.trials)} trials has an answer")
         return
     best = of.study.best_trial
     at = " ".join(f"{key}={_readable(value)}" for key, value in best.params.items())
