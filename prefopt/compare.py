@@ -11,6 +11,7 @@ from prefopt.config import config_dir
 from prefopt.errors import FAILED, INTERRUPTED, RequestError, check_text, first_line, nearest, refuse
 from prefopt.files import at_home, check_can_be_made
 from prefopt.models.files import check_local
+from prefopt.reports.compare.folder import earlier_files
 from prefopt.run import judging_run
 
 SAMPLES = 500  # enough for about 2 nats in the controlled world (experiments/beta_by_loss)
@@ -20,7 +21,7 @@ FEWEST = 100
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prefopt compare", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="a run folder, or one with run folders in it")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="the folder that is written (report)")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="a new folder or an earlier report's (report)")
     parser.add_argument(
         "--optimum",
         default=str(SAMPLES),
@@ -53,6 +54,7 @@ def main() -> int:
         check_text(sys.argv[1:])
         out, cache = at_home(asked.out, "--out"), at_home(asked.cache_dir, "--cache-dir")
         check_can_be_made(out, "--out")
+        earlier_files(out)
         samples = samples_of(asked.optimum)
         if asked.reward and judging_run(asked.reward, "--reward") is None:
             check_local(asked.reward, "--reward")

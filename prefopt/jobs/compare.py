@@ -1,4 +1,5 @@
-"""Run folders in, a report out: index.html, results.csv, results.md and figures/*.png."""
+"""Run folders in, a report out: index.html, results.csv, results.md, figures/*.png, and report.json, which names
+them."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import OK, plain
-from prefopt.files import replacing
+from prefopt.files import remove_temporaries, replacing
 from prefopt.jobs.optimum import known_optimum
 from prefopt.reports.compare.drawing import save_png
+from prefopt.reports.compare.folder import earlier_files, tell_files
 from prefopt.reports.compare.page import page
-from prefopt.reports.compare.report import build
+from prefopt.reports.compare.report import Report, build
 from prefopt.reports.compare.runs import read_runs
 from prefopt.reports.compare.same import check_comparable
 from prefopt.reports.compare.tables import optimum_csv, results_csv, results_md
@@ -38,18 +40,7 @@ def compare(
         found = replace(found, runs=runs, judge=told)
     optimum, why_none = known_optimum(found.runs, samples, cache) if samples else (None, "")
     report = build(found, defaults, optimum, why_none)
-    drawn = [out / "figures" / f"{figure.name}.png" for figure in report.figures]
-    for figure, path in zip(report.figures, drawn, strict=True):
-        save_png(figure, path)
-    for path in set((out / "figures").glob("*.png")) - set(drawn):
-        path.unlink()  # an earlier report's
-    written = {"results.csv": results_csv(report), "results.md": results_md(report), "index.html": page(report)}
-    (out / "optimum.csv").unlink(missing_ok=True)  # an earlier report's
-    if report.optimum is not None:
-        written["optimum.csv"] = optimum_csv(report.optimum)
-    for name, content in written.items():
-        with replacing(out / name) as temporary:
-            temporary.write_text(content, "utf-8")
+    write_report(report, out)
     for sentence in report.left_out:
         print(f"left out    {plain(sentence)}")
     for difference in report.differences:
@@ -60,3 +51,23 @@ def compare(
         print(f"note        {plain(why_none)}")
     print(f"report      {out / 'index.html'}   (results.csv, results.md, figures/)")
     return OK
+
+
+def write_report(report: Report, out: Path) -> None:
+    """In the place of an earlier one, of which nothing stays. RequestError where `out` holds anything else."""
+    figures = {f"figures/{figure.name}.png": figure for figure in report.figures}
+    texts = {"results.csv": results_csv(report), "results.md": results_md(report), "index.html": page(report)}
+    if report.optimum is not None:
+        texts["optimum.csv"] = optimum_csv(report.optimum)
+    files, earlier = {*figures, *texts}, earlier_files(out)
+    for folder in (out, out / "figures"):
+        remove_temporaries(folder)
+    tell_files(out, files | earlier)  # before they are there: what a kill leaves is ours to overwrite, too
+    for name, figure in figures.items():
+        save_png(figure, out / name)
+    for name, content in texts.items():
+        with replacing(out / name) as temporary:
+            temporary.write_text(content, "utf-8")
+    for name in earlier - files:
+        (out / name).unlink(missing_ok=True)
+    tell_files(out, files)

@@ -18,7 +18,8 @@ from plotly import graph_objects
 from plotly.offline import get_plotlyjs
 
 from prefopt import compare
-from prefopt.errors import OK, WRONG, RequestError
+from prefopt.errors import INTERRUPTED, OK, WRONG, RequestError
+from prefopt.files import write_lines
 from prefopt.reports.compare.differences import unit_values, win_rates
 from prefopt.reports.compare.drawing import plotly_traces
 from prefopt.reports.compare.measures import run_values
@@ -111,6 +112,16 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str):
     (run / name).write_bytes((run / name).read_bytes()[:-30] + b'{"\xff')
     with pytest.raises(RequestError, match=re.escape(f"its {name} cannot be read")):
         report(tmp_path)
+
+
+def test_separators_in_an_answer_end_no_row(tmp_path: Path):
+    """As a model writes them, and a run leaves them."""
+    run = write_run(tmp_path / "run", text="a\u2028b\u2029c\x85d\x1ce")
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().split("\n") if line]
+    write_lines(run / "samples.jsonl", rows)
+    assert "\u2028" in (run / "samples.jsonl").read_text("utf-8")
+    (found,) = read_runs([run]).runs
+    assert found.samples == rows
 
 
 def test_what_changes_no_result_is_no_other_setting(tmp_path: Path):
@@ -386,8 +397,6 @@ def test_the_tables_agree_with_the_page(tmp_path: Path, monkeypatch: pytest.Monk
     for seed, gaps in ((0, [1.0, 2.0, 3.0, -1.0]), (1, [1.0, 2.0, -3.0, -1.0])):
         write_run(tmp_path / f"runs/dpo{seed}", seed=seed, gaps=gaps)
         write_run(tmp_path / f"runs/ipo{seed}", seed=seed, loss="ipo")
-    (tmp_path / "report/figures").mkdir(parents=True)
-    (tmp_path / "report/figures/an_earlier_reports.png").write_bytes(b"old")
     out = written(tmp_path, monkeypatch)
     page, text = ((out / name).read_text("utf-8") for name in ("index.html", "results.md"))
     rows = list(csv.DictReader((out / "results.csv").open()))
@@ -403,6 +412,95 @@ def test_the_tables_agree_with_the_page(tmp_path: Path, monkeypatch: pytest.Monk
     names = {"frontier", "learning_loss", "learning_accuracy", "logprobs", "length", "cost"}
     assert {file.stem for file in (out / "figures").glob("*.png")} == names
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in (out / "figures").iterdir())
+
+
+# ---------------------------------------------------------------- where it is written
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def put(folder: Path, content: dict[str, str]) -> None:
+    for name, text in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_an_earlier_report_is_replaced_and_nothing_else_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for seed in (0, 1):
+        write_run(tmp_path / f"runs/{seed}", seed=seed)
+    out = written(tmp_path, monkeypatch)
+    new = files(out)
+    told = json.loads(new["report.json"])
+    assert {*told["files"], "report.json"} == set(new)
+    earlier = ["figures/gone.png", "optimum.csv"]
+    own = {"figures/mine.png": "mine", "notes.txt": "mine"}
+    put(out, {**dict.fromkeys(earlier, "old"), **own})
+    put(out, {"index.html": "old", "report.json": json.dumps({**told, "files": [*told["files"], *earlier]})})
+    assert files(written(tmp_path, monkeypatch)) == {**new, **{name: text.encode() for name, text in own.items()}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"thesis.tex": ""}, "holds other files and no report; name a new or empty folder"),
+        ({"results.csv": "mine"}, "holds other files and no report"),
+        ({"figures/frontier.png": "mine"}, "holds other files and no report"),
+        ({"index.html": "", "results.md": "", "optimum.csv": ""}, "holds other files and no report"),
+        ({"report.json": "{}"}, "its report.json is no report's\nname a new or empty folder"),
+        ({"report.json": '{"files": ["../index.html"]}'}, "its report.json is no report's"),
+        ({"report.json": '{"files": ["figures/../../a.png"]}'}, "its report.json is no report's"),
+        ({"report.json": '{"files": ["index.html", 5]}'}, "its report.json is no report's"),
+        ({"report.json": '{"files": [], "schema": 2}'}, "has schema 2"),
+        ({"report.json": "{"}, "its report.json cannot be read"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_before_anything_is_done(tmp_path, monkeypatch, capsys, content, said):
+    out = tmp_path / "paper"
+    put(out, content)
+    before = files(out)
+    assert ask(monkeypatch, tmp_path / "no runs", "--out", out) == WRONG
+    error = capsys.readouterr().err
+    assert f"--out={out}" in error
+    assert said in error
+    assert len(error.strip().splitlines()) <= 2
+    write_run(tmp_path / "run")
+    assert ask(monkeypatch, tmp_path / "run", "--out", out) == WRONG
+    assert files(out) == before
+
+
+def test_of_a_report_that_does_not_say_what_it_wrote_nothing_is_removed(tmp_path: Path, monkeypatch):
+    """As versions before left it."""
+    write_run(tmp_path / "runs/0")
+    put(tmp_path / "report", dict.fromkeys(("index.html", "results.csv", "results.md", "optimum.csv"), "old"))
+    put(tmp_path / "report", {"figures/old.png": "old", "figures/frontier.png": "old"})
+    found = files(written(tmp_path, monkeypatch))
+    assert {name for name, content in found.items() if content == b"old"} == {"optimum.csv", "figures/old.png"}
+    assert "optimum.csv" not in json.loads(found["report.json"])["files"]
+
+
+def test_a_report_that_was_not_finished_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_run(tmp_path / "runs/0")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prefopt.jobs.compare.page", stopped)
+        assert ask(patch, tmp_path / "runs", "--out", tmp_path / "report") == INTERRUPTED
+        patch.undo()
+        patch.setattr("prefopt.jobs.compare.replacing", stopped)
+        assert ask(patch, tmp_path / "runs", "--out", tmp_path / "report") == INTERRUPTED
+    put(tmp_path / "report", dict.fromkeys((".index.html.x.prefopt", "figures/.cost.png.x.prefopt"), "killed"))
+    found = files(written(tmp_path, monkeypatch))
+    assert {*json.loads(found["report.json"])["files"], "report.json"} == set(found)
+
+
+def test_a_report_that_was_killed_at_its_first_file_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_run(tmp_path / "runs/0")
+    put(tmp_path / "report", {".report.json.x.prefopt": ""})
+    assert "index.html" in files(written(tmp_path, monkeypatch))
 
 
 def test_the_plotting_library_accepts_every_trace(tmp_path: Path):

@@ -7,4 +7,5 @@ health      what to look at, in words   samples     answers to the same prompts
 optimum     what the known optimum says of runs
 figures     what is drawn               drawing     by whom: the page's script, or files
 tables      results.csv, results.md     page        index.html
+folder      what an earlier report left in it
 """

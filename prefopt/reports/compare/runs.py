@@ -120,7 +120,8 @@ class Run:
         if not file.is_file():
             return []
         try:
-            found = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+            lines = file.read_text("utf-8").split("\n")  # splitlines splits texts too
+            found = [json.loads(line) for line in lines if line.strip()]
         except (OSError, ValueError, RecursionError) as error:
             raise RequestError(f"{self.path}: its samples.jsonl cannot be read: {first_line(error)}") from error
         if wrong := next((number for number, row in enumerate(found, 1) if not _is_sample(row)), None):
