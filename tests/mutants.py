@@ -57,7 +57,11 @@ OWN = {  # beginnings of the files that are not mathematics
     "errors": ("tests/test_scrub.py",),
     "progress": ("tests/test_scrub.py", "tests/test_stop.py", "tests/test_progress.py"),
     "run/folder": ("tests/test_scrub.py", "tests/test_storage.py"),
-    "sweep/ledger": ("tests/test_scrub.py",),
+    "sweep/ledger": ("tests/test_scrub.py", "tests/test_sweep.py"),
+    "pipeline/": tuple(
+        f"tests/test_pipeline.py::test_{name}"
+        for name in ("a_step_saves_where_the_pipeline_fails", "what_a_kill_left_is_no_other_file")
+    ),
     "reports/terminal": ("tests/test_scrub.py",),
     "config/sweeps": ("tests/test_sweep.py",),
     "sweep/processes": ("tests/test_sweep.py",),
@@ -107,6 +111,8 @@ OWN = {  # beginnings of the files that are not mathematics
     "reports/compare/differences": ("tests/reports/test_compare.py",),
     "reports/compare/statistics": ("tests/reports/test_statistics.py",),
     "reports/rows": ("tests/test_inspect.py",),
+    "reports/compare/folder": ("tests/reports/test_compare.py",),
+    "jobs/compare": ("tests/reports/test_compare.py",),
     "jobs/judging": ("tests/reports/test_judged.py",),
     "jobs/pooling": ("tests/test_pooling.py",),
     "jobs/optimum": ("tests/test_pooling.py",),
@@ -941,10 +947,10 @@ MUTANTS = [
         ("a refused trial waits for ever", 'return [{"status": "failed"}]', "return [{}]"),
         ("a named sweep is searched", "if named is not None:", "if False:"),
         ("the same is proposed again", "wanted.seed + len(study.trials)", "wanted.seed"),
-        ("what was begun is forgotten", "if self.begun:", "if False:"),
+        ("what was begun is forgotten", "        found.begin(trial.number)\n", "        pass\n"),
         (
             "one study takes all",
-            "of = min(left, key=lambda one: len(one.study.trials) - len(one.begun))",
+            "of = min(left, key=lambda one: len(one.trials) - len(one.begun))",
             "of = left[0]",
         ),
         ("studies of other settings are one", "o.partition", "'loss' not in o and o.partition"),
@@ -1424,7 +1430,6 @@ MUTANTS = [
     *of(
         "run/folder.py",
         ("other ranks train on", "            self._hear()\n", ""),
-        ("a killed run's folder is refused", " and not is_temporary(entry)", ""),
         (
             "the checkpoints' folder is not swept",
             "for folder in (self.path, self.checkpoint.parent):",
@@ -1559,7 +1564,7 @@ MUTANTS = [
     *of("callbacks/tensorboard.py", ("the machine is named", "            file.rename(", "            str(")),
     *of(
         "models/dropout.py",
-        ("only layers drop", "for name, held in vars(module).items() if", "for name, held in {}.items() if"),
+        ("only layers drop", "for name, held in vars(holder).items() if", "for name, held in {}.items() if"),
         ("a flag drops", " and isinstance(held, float) and held", " and held"),
         ("attention's own numbers", 'any(_is_attention(f"{path}.{name}") for name in dropouts(module))', "False"),
     ),
@@ -1631,6 +1636,59 @@ MUTANTS = [
         "data/values.py",
         ("out of range", "math.isfinite(number) and low <= number <= high", "math.isfinite(number)"),
         ("whoever answers", 'if last["role"] != "assistant":', "if False:"),
+    ),
+    *of("reports/compare/runs.py", ("separators end a row", '.split("\\n")  # splitlines', ".splitlines()  #")),
+    *of(
+        "reports/compare/folder.py",
+        ("any folder will do", "if not is_empty(out) and not all(", "if False and not all("),
+        ("any file of the folder's is named", "WRITTEN.fullmatch(f)", "WRITTEN.search(f)"),
+        ("one file of a report is enough", "not all((out", "not any((out"),
+    ),
+    *of(
+        "jobs/compare.py",
+        ("an earlier report stays", "for name in earlier - files:", "for name in ():"),
+        ("what a kill leaves is nobody's", "    tell_files(out, files | earlier)  #", "    #"),
+        ("gone files are told for ever", "    tell_files(out, files)\n", ""),
+    ),
+    *of(
+        "files.py",
+        ("a killed run's folder is refused", " or is_temporary(entry)", ""),
+        ("a name without content", "        _sync(temporary)\n", ""),
+        ("a folder without content", "            _sync(path)\n", "            pass\n"),
+        ("names without a folder", "        _sync(path.parent)\n", ""),
+        ("an empty folder is replaced", "_filling if folder.is_dir() and is_empty(folder) else _swapping", "_swapping"),
+        ("a full folder is filled", "_filling if folder.is_dir() and is_empty(folder) else", "_filling if True else"),
+        ("a link is replaced", "    folder = folder.resolve()\n", "    folder = folder.absolute()\n"),
+        ("it tells too early", "entry.name in TELLING", "entry.name not in TELLING"),
+        ("half of an export stays in it", "    remove_temporaries(folder)\n    temporary", "    temporary"),
+        ("a mount point is swapped", "os.path.ismount(place) or ", ""),
+    ),
+    *of("callbacks/storage.py", ("the old one goes first", "os.fsync(file.fileno())", "file.fileno()")),
+    *of(
+        "run/folder.py",
+        ("one folder for two", "name.mkdir(parents=True)", "name.mkdir(parents=True, exist_ok=True)"),
+        ("other ranks are not told", '            os.environ["PREFOPT_RUN_DIR"] = str(name)\n', ""),
+    ),
+    *of(
+        "sweep/processes.py",
+        ("jobs are lost with their sweep", "            with suppress(OSError):\n                self._stop()\n", ""),
+    ),
+    *of("sweep/ledger.py", ("a kill's leftovers stay", "  remove_temporaries(folder)", "  str(folder)")),
+    *of("pipeline/runner.py", ("a step is lost", "    except BaseException:", "    except KeyboardInterrupt:")),
+    *of(
+        "pipeline/ledger.py",
+        ("a killed pipeline is refused", 'not is_empty(folder, besides=".lock")', "any(folder.iterdir())"),
+        ("what a kill left of a pipeline", "        remove_temporaries(self.folder)\n", ""),
+    ),
+    *of(
+        "config/search.py",
+        ("what the file holds is run", "if number in [trial.number for trial in self.trials]:", "if True:"),
+        ("other settings come along", "trial.params.keys() == keys and all(", "all("),
+        ("beyond the interval", "all(one.holds(trial.params[one.key]) for one in self.ranges)", "True"),
+        ("what was never run counts", "or len(of.trials) < trials", "or len(of.study.trials) < trials"),
+        ("a null ends the search", "        if found is None:\n            return None\n        k", "        k"),
+        ("infinite is a number", "float(found) if math.isfinite(found) else None", "float(found)"),
+        ("nobody says that none has it", "if of.unmeasured and not any(", "if False and not any("),
     ),
 ]
 
