@@ -16,8 +16,8 @@ def dropouts(holder: nn.Module | PretrainedConfig) -> dict[str, float]:
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     """Policy, reference and rollouts must be the same network; only an adapter's own dropout is a choice. Falcon looks
     into its configuration at every step, and so what is saved says, too, how the model has trained."""
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    for holder in (*model.modules(), *configs.values()):
+    configs = (getattr(module, "config", None) for module in model.modules())
+    for holder in (*model.modules(), *(config for config in configs if isinstance(config, PretrainedConfig))):
         for name in dropouts(holder):
             setattr(holder, name, 0.0)
     return model
