@@ -16,8 +16,9 @@ def dropouts(holder: nn.Module | PretrainedConfig) -> dict[str, float]:
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     """Policy, reference and rollouts must be the same network; only an adapter's own dropout is a choice. Falcon looks
     into its configuration at every step, and so what is saved says, too, how the model has trained."""
-    configs = (getattr(module, "config", None) for module in model.modules())
-    for holder in (*model.modules(), *(config for config in configs if isinstance(config, PretrainedConfig))):
+    holders: list[nn.Module | PretrainedConfig] = list(model.modules())
+    holders += [config for m in model.modules() if isinstance(config := getattr(m, "config", None), PretrainedConfig)]
+    for holder in holders:
         for name in dropouts(holder):
             setattr(holder, name, 0.0)
     return model
