@@ -1619,8 +1619,8 @@ MUTANTS = [
         "config/answer.py",
         (
             "terminated at once",
-            "signal.signal(signal.SIGTERM, signal.default_int_handler)",
-            "signal.getsignal(signal.SIGTERM)",
+            "    signal.signal(signal.SIGTERM, signal.default_int_handler)",
+            "    pass",
         ),
         ("an interruption is an exit", "not isinstance(end.__context__, KeyboardInterrupt)", "True"),
     ),
