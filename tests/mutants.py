@@ -74,6 +74,7 @@ OWN = {  # beginnings of the files that are not mathematics
     "jobs/subject": ("tests/test_foreign.py",),
     "jobs/sample": ("tests/test_foreign.py",),
     "jobs/export": ("tests/test_foreign.py",),
+    "jobs/launched": STOP,
     "jobs/trainer": ("tests/test_evaluate.py",),
     "config/answer": ("tests/test_evaluate.py",),
     "jobs/train": ("tests/test_foreign.py", "tests/test_determinism.py"),
@@ -1568,6 +1569,7 @@ MUTANTS = [
         ("a flag drops", " and isinstance(held, float) and held", " and held"),
         ("attention's own numbers", 'any(_is_attention(f"{path}.{name}") for name in dropouts(module))', "False"),
     ),
+    *of("jobs/launched.py", ("the group is never left", "atexit.register(_part)", "pass")),
     *of("models/base.py", ("a base drops", "return without_dropout(model)", "return model")),
     *of("models/reward.py", ("a judge drops", "Policy(without_dropout(model).requires", "Policy(model.requires")),
     *of(

@@ -147,6 +147,26 @@ with together(main_process=False):
 """
 
 
+ENDING = """
+import atexit, sys
+import torch.distributed as dist
+from prefopt.jobs.launched import together
+atexit.register(lambda: print(dist.is_initialized()))
+with together(main_process=True):
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+    if sys.argv[2] == "fails":
+        raise ValueError("it")
+"""
+
+
+@pytest.mark.parametrize(("how", "left"), [("well", "False"), ("fails", "True")])
+def test_the_group_is_left_before_the_interpreter_ends(tmp_path, how, left):
+    """Else one process in some dozens aborts in gloo's threads; after a failure nobody waits for what was under way."""
+    asked = [sys.executable, "-c", ENDING, str(tmp_path / "group"), how]
+    done = subprocess.run(asked, env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"}, capture_output=True, text=True)
+    assert done.stdout.strip() == left, done.stderr
+
+
 def gone(pid: int) -> bool:
     try:
         return "zombie" in Path(f"/proc/{pid}/status").read_text()

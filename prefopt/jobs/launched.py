@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch.distributed as dist
 
 from prefopt.errors import FAILED
 from prefopt.sweep.processes import die_with_parent
@@ -25,6 +28,14 @@ def together(main_process: bool) -> Iterator[None]:
             sys.exit(FAILED)
     try:
         yield
+        atexit.register(_part)
     finally:
         if main_process:
             del os.environ[MAIN]
+
+
+def _part() -> None:
+    """Before the interpreter ends: gloo's threads, left to that, may outlive what they stand on. The rank aborts then,
+    and Lightning kills a main process that is still writing. After a failure nothing is waited for."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
