@@ -150,19 +150,22 @@ with together(main_process=False):
 ENDING = """
 import atexit, sys
 import torch.distributed as dist
-from prefopt.jobs.launched import together
+from prefopt.errors import FAILED, OK
+from prefopt.jobs import train
 atexit.register(lambda: print(dist.is_initialized()))
-with together(main_process=True):
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
-    if sys.argv[2] == "fails":
-        raise ValueError("it")
+def ended(request, run, stop):
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/group", rank=0, world_size=1)
+    return OK if sys.argv[2] == "well" else FAILED
+train._recorded, train.print_summary = ended, lambda *_: None
+from prefopt.config import compose_request
+train.train(compose_request([f"run_dir={sys.argv[1]}/run", f"cache_dir={sys.argv[1]}"]))
 """
 
 
 @pytest.mark.parametrize(("how", "left"), [("well", "False"), ("fails", "True")])
 def test_the_group_is_left_before_the_interpreter_ends(tmp_path, how, left):
     """Else one process in some dozens aborts in gloo's threads; after a failure nobody waits for what was under way."""
-    asked = [sys.executable, "-c", ENDING, str(tmp_path / "group"), how]
+    asked = [sys.executable, "-c", ENDING, str(tmp_path), how]
     done = subprocess.run(asked, env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"}, capture_output=True, text=True)
     assert done.stdout.strip() == left, done.stderr
 

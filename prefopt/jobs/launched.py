@@ -28,14 +28,18 @@ def together(main_process: bool) -> Iterator[None]:
             sys.exit(FAILED)
     try:
         yield
-        atexit.register(_part)
     finally:
         if main_process:
             del os.environ[MAIN]
 
 
+def part_at_exit() -> None:
+    """Of a process whose run ended well: gloo's threads, left to the interpreter's end, may outlive what they stand on.
+    The rank aborts then, and Lightning kills a main process that is still writing. After a failure something may be
+    under way that leaving would wait for."""
+    atexit.register(_part)
+
+
 def _part() -> None:
-    """Before the interpreter ends: gloo's threads, left to that, may outlive what they stand on. The rank aborts then,
-    and Lightning kills a main process that is still writing. After a failure nothing is waited for."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -33,7 +33,7 @@ from prefopt.jobs.assemble import (
     prepare_parts,
 )
 from prefopt.jobs.gather import gathered
-from prefopt.jobs.launched import together
+from prefopt.jobs.launched import part_at_exit, together
 from prefopt.jobs.loading import quieten
 from prefopt.jobs.measure import compared, compared_answers, evaluate_split, held_out_rows, sample_rows
 from prefopt.jobs.others import others_hash
@@ -69,6 +69,8 @@ def train(request: Request) -> int:
                 say(f"{run.path} holds this run, finished: left alone")
                 return OK
             code = _recorded(request, run, stop)
+            if code == OK:
+                part_at_exit()
             if code == OK and run.main_process:
                 print_summary(run.path, run.summary)
             return code
